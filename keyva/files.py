@@ -1,0 +1,249 @@
+"""The only place that touches the disk, and the seam where tests put faults.
+
+`Files` is a thin layer over the operating system; everything that must survive a crash goes through it. A subclass in the
+tests drops un-synced bytes, fills the disk, or fails at the n-th call.
+
+Invariants: files are made with mode 0600 and directories with 0700; descriptors are close-on-exec (Python's default);
+a file appears under its final name only after its content is synced (`write_atomic`).
+macOS: `fdatasync` is F_FULLFSYNC there (a plain fsync does not reach the platter), and locks are flock().
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import sys
+from collections.abc import Sequence
+
+from keyva.errors import KeyvaError, NoSpaceError
+
+__all__ = ["FILES", "Files", "Lock", "translate"]
+
+_LINUX = sys.platform.startswith("linux")
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, length, pid
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_IOV_MAX = 1024
+
+
+def translate(error: OSError, doing: str) -> KeyvaError | OSError:
+    """Turn "disk full" into `NoSpaceError` that says what was being done; give other errors back as they are."""
+    if error.errno in _FULL:
+        return NoSpaceError(f"no space left on the device while {doing} ({os.strerror(error.errno or 0)})")
+    return error
+
+
+class Files:
+    """Opens, reads, writes, syncs, renames and locks. Costs one system call per method unless it says more."""
+
+    def open_read(self, path: str) -> int:
+        """Open ``path`` for reading and return its descriptor."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_write(self, path: str, *, create: bool = False) -> int:
+        """Open ``path`` for reading and writing; ``create`` makes it new and fails when it is there."""
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        return os.open(path, flags, 0o600)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)
+
+    def size(self, fd: int) -> int:
+        """Return the size of an open file in bytes."""
+        return os.fstat(fd).st_size
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        """Read up to ``length`` bytes at ``offset``; fewer only at the end of the file."""
+        data = os.pread(fd, length, offset)
+        if len(data) == length or not data:
+            return data
+        parts = [data]
+        got = len(data)
+        while got < length:  # the kernel reads at most 2 GiB at once, and less near a signal
+            data = os.pread(fd, length - got, offset + got)
+            if not data:
+                break
+            parts.append(data)
+            got += len(data)
+        return b"".join(parts)
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes], offset: int) -> int:
+        """Write all ``buffers`` at ``offset`` and return the bytes written; raises OSError when not all could be."""
+        total = sum(map(len, buffers))
+        if len(buffers) <= _IOV_MAX:
+            written = os.pwritev(fd, buffers, offset)
+            if written == total:
+                return total
+            data = b"".join(buffers)
+        else:
+            written, data = 0, b"".join(buffers)
+        view = memoryview(data)
+        while written < total:
+            count = os.pwrite(fd, view[written:], offset + written)
+            if count == 0:
+                raise OSError(errno.EIO, "write returned 0 bytes")
+            written += count
+        return total
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cut an open file to ``size`` bytes."""
+        os.ftruncate(fd, size)
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        """Reserve zeroed space, where the platform can; raises OSError (ENOSPC) when there is none."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, offset, length)
+
+    def fdatasync(self, fd: int) -> None:
+        """Make a file's content (and its size) survive a power cut."""
+        if _LINUX:
+            os.fdatasync(fd)
+        elif hasattr(fcntl, "F_FULLFSYNC"):
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(fd)
+
+    def fsync_dir(self, path: str) -> None:
+        """Make the names in a directory survive a power cut."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def make_dir(self, path: str) -> None:
+        """Make a directory (mode 0700) with its parents, when it is not there, and sync the parent that names it."""
+        if not os.path.isdir(path):
+            os.makedirs(path, mode=0o700)
+            self.fsync_dir(os.path.dirname(os.path.abspath(path)))
+
+    def rename(self, source: str, target: str) -> None:
+        """Rename atomically, replacing ``target``."""
+        os.replace(source, target)
+
+    def unlink(self, path: str) -> bool:
+        """Remove a file; returns False when it was not there."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def listdir(self, path: str) -> list[str]:
+        """Return the names in a directory, sorted; empty when there is no such directory."""
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
+
+    def read_file(self, path: str) -> bytes:
+        """Return a whole file."""
+        fd = self.open_read(path)
+        try:
+            return self.pread(fd, self.size(fd), 0)
+        finally:
+            self.close(fd)
+
+    def write_atomic(self, path: str, data: bytes, *, sync: bool = True) -> None:
+        """Put ``data`` under ``path`` so that a crash leaves the old file or the new one, never a part.
+
+        Writes a temporary file beside it, syncs, renames, syncs the directory (``sync=False`` leaves the syncs out, for
+        files that mean nothing after a crash). A failure leaves the old file and no temporary one.
+        """
+        temporary = f"{path}.{os.getpid()}.tmp"
+        self.unlink(temporary)
+        fd = self.open_write(temporary, create=True)
+        try:
+            try:
+                self.pwritev(fd, [data], 0)
+                if sync:
+                    self.fdatasync(fd)
+            finally:
+                self.close(fd)
+            self.rename(temporary, path)
+        except BaseException:
+            self.unlink(temporary)
+            raise
+        if sync:
+            self.fsync_dir(os.path.dirname(path) or ".")
+
+
+FILES = Files()
+"""The real disk."""
+
+
+class Lock:
+    """An advisory lock on a file, held until `release` or the end of the process.
+
+    Open-file-description locks on Linux: they belong to this descriptor, so another `open` of the file in the same process
+    neither shares nor drops them. flock() elsewhere, with the same meaning.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.held = False
+
+    def acquire(self, *, shared: bool = False, wait: bool = False) -> bool:
+        """Take the lock; returns False when someone else holds it (and ``wait`` is off)."""
+        try:
+            if _LINUX:
+                kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+                command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+                fcntl.fcntl(self._fd, command, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+            else:
+                fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK):
+                return False
+            raise
+        self.held = True
+        return True
+
+    def unlock(self) -> None:
+        """Let the lock go but keep the file open, so that it can be taken again."""
+        if self.held:
+            self.held = False
+            if _LINUX:
+                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+            else:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def write_owner(self) -> None:
+        """Write this process's pid into the file, for messages to others."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+
+    def owner(self) -> int:
+        """Return the pid in the file, 0 when there is none."""
+        text = os.pread(self._fd, 32, 0).strip()
+        return int(text) if text.isdigit() else 0
+
+    def release(self) -> None:
+        """Let the lock go and close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self.held = False
+
+    @staticmethod
+    def is_held(path: str) -> bool:
+        """Say whether some process holds the lock exclusively now, without taking it. Costs three system calls."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            if _LINUX:
+                probe = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+                answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, probe)
+                return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+            return False
+        finally:
+            os.close(fd)
