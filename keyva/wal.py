@@ -22,8 +22,8 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from keyva.errors import CorruptionError, FormatVersionError
-from keyva.files import FILES, Files
 from keyva.filename import wal_path
+from keyva.files import FILES, Files
 
 __all__ = ["HEADER_BYTES", "RECORD_BYTES", "LogHeader", "LogTail", "LogWriter", "Record", "RecoveredLog", "encode_record", "recover_log"]
 
