@@ -22,7 +22,18 @@ from keyva.filename import MANIFEST
 from keyva.files import FILES, Files
 from keyva.sst import BuiltSst
 
-__all__ = ["FORMAT", "Drain", "FileMeta", "LogMeta", "Manifest", "Run", "load_manifest", "manifest_text", "parse_manifest", "store_manifest"]
+__all__ = [
+    "FORMAT",
+    "Drain",
+    "FileMeta",
+    "LogMeta",
+    "Manifest",
+    "Run",
+    "load_manifest",
+    "manifest_text",
+    "parse_manifest",
+    "store_manifest",
+]
 
 FORMAT = 1
 FEATURES: frozenset[str] = frozenset()
@@ -127,7 +138,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                     raise ValueError(f"SSTs {before.number} and {after.number} of run {run.id} overlap")
             if any(file.smallest > file.largest for file in run.files):
                 raise ValueError(f"an SST of run {run.id} has its smallest key above its largest")
-
 
 
 def manifest_text(manifest: Manifest) -> bytes:

@@ -254,9 +254,7 @@ def new_header(
     )
 
 
-def _index_bytes(
-    header: SstHeader, sst_bytes: int, sst_crc: int, first_keys: list[bytes], offsets: array[int], hashes: list[int]
-) -> bytes:
+def _index_bytes(header: SstHeader, sst_bytes: int, sst_crc: int, first_keys: list[bytes], offsets: array[int], hashes: list[int]) -> bytes:
     bloom = build_filter(hashes, len(hashes), header.bits_per_key) if header.bits_per_key > 0 else None
     index_header = IndexHeader(
         version=INDEX_VERSION,
