@@ -1,0 +1,183 @@
+"""Bytes as text that people can read and type, exact both ways.
+
+Three forms, one for each place:
+- command line arguments are the bytes the shell handed over, or hexadecimal digits with ``--hex``;
+- one line on a screen is the bytes' UTF-8 text, with all else as ``\\xNN`` (`quote`, read back by `unquote`);
+- a JSON object holds a field ``name`` when the bytes are UTF-8 text, else ``name_b64``; ``name_hex`` is taken as well.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Iterator
+from typing import IO, Any
+
+import msgspec
+
+from keyva.errors import InvalidArgumentError
+
+__all__ = [
+    "LINE_BYTES_MAX",
+    "field_bytes",
+    "json_line",
+    "numbered_lines",
+    "parse_argument",
+    "parse_hex",
+    "parse_json",
+    "put_field",
+    "quote",
+    "split_words",
+    "unquote",
+]
+
+LINE_BYTES_MAX = 1024 * 1024 * 1024
+"""The longest JSON line that is read; a value of 64 MiB needs 85 MiB in base64, the records of a log may need more."""
+
+_encode_json = msgspec.json.Encoder().encode
+_decode_json = msgspec.json.Decoder().decode
+_ESCAPES = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\", '"': b'"', "'": b"'", " ": b" "}
+_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
+_WORD_PART = re.compile(rb"""\\x[0-9A-Fa-f]{2}|\\.|["']|[ \t]+|[^\\"' \t]+|\\""", re.DOTALL)
+
+
+def parse_hex(text: str) -> bytes:
+    """Return the bytes of hexadecimal digits, a ``0x`` before them allowed; raises `InvalidArgumentError`."""
+    digits = text[2:] if text[:2] in ("0x", "0X") else text
+    try:
+        return binascii.unhexlify(digits)
+    except (binascii.Error, ValueError):
+        raise InvalidArgumentError(f"{text!r} is not an even number of hexadecimal digits") from None
+
+
+def parse_argument(text: str, *, as_hex: bool) -> bytes:
+    """Return the bytes of a command line argument, exactly as the shell passed them."""
+    if as_hex:
+        return parse_hex(text)
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape")
+
+
+def quote(data: bytes) -> str:
+    """Return one line of printable text; `unquote` gives the bytes back. About 1 us for a short key."""
+    text = data.decode("utf-8", "surrogateescape")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(
+        character if character.isprintable() and character != "\\" else _SHORT.get(character) or _escape(character) for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def unquote(text: str) -> bytes:
+    """Return the bytes of `quote`'s text; also takes ``\\"``, ``\\'``, ``\\0`` and ``\\ ``. Raises `InvalidArgumentError`."""
+    parts = []
+    for match in _WORD_PART.finditer(text.encode("utf-8", "surrogateescape")):
+        part = match[0]
+        parts.append(_unescape(part) if part[:1] == b"\\" else part)
+    return b"".join(parts)
+
+
+def split_words(line: str) -> list[bytes]:
+    """Split a line of the prompt into words: blanks separate, quotation marks hold together, escapes work everywhere.
+
+    Raises `InvalidArgumentError` for an open quotation mark or an unknown escape.
+    """
+    words: list[bytes] = []
+    word: list[bytes] | None = None
+    mark = b""
+    for match in _WORD_PART.finditer(line.encode("utf-8", "surrogateescape")):
+        part = match[0]
+        if part == mark:
+            mark = b""
+        elif part in (b'"', b"'") and not mark:
+            mark = part
+            word = word if word is not None else []
+        elif part[:1] in (b" ", b"\t") and not mark:
+            if word is not None:
+                words.append(b"".join(word))
+                word = None
+        else:
+            word = word if word is not None else []
+            word.append(_unescape(part) if part[:1] == b"\\" else part)
+    if mark:
+        raise InvalidArgumentError(f"the quotation mark {mark.decode()} is not closed")
+    if word is not None:
+        words.append(b"".join(word))
+    return words
+
+
+def _unescape(part: bytes) -> bytes:
+    if part[1:2] == b"x" and len(part) == 4:
+        return bytes((int(part[2:], 16),))
+    found = _ESCAPES.get(part[1:].decode("utf-8", "replace"))
+    if found is None:
+        shown = part.decode("utf-8", "replace")
+        raise InvalidArgumentError(f"{shown!r} is no escape; write \\xNN, \\n, \\t, \\r, \\0, \\\\, \\\" or \\'")
+    return found
+
+
+def put_field(target: dict[str, Any], name: str, data: bytes | None, *, as_hex: bool = False) -> None:
+    """Add ``data`` to a JSON object: as ``name``, ``name_b64`` or (``as_hex``) ``name_hex``; None is null."""
+    if data is None:
+        target[name] = None
+    elif as_hex:
+        target[name + "_hex"] = data.hex()
+    else:
+        try:
+            target[name] = data.decode()
+        except UnicodeDecodeError:
+            target[name + "_b64"] = base64.b64encode(data).decode()
+
+
+def field_bytes(source: dict[str, Any], name: str, *, nullable: bool = False) -> bytes | None:
+    """Return what `put_field` put; raises `InvalidArgumentError` when it is missing, there twice, or malformed."""
+    found = [field for field in (name, name + "_b64", name + "_hex") if field in source]
+    if len(found) != 1:
+        asked = f"{name!r}, '{name}_b64' or '{name}_hex'"
+        raise InvalidArgumentError(f"exactly one of {asked} is needed" if found else f"{asked} is missing")
+    text = source[found[0]]
+    if text is None and nullable and found[0] == name:
+        return None
+    if not isinstance(text, str):
+        raise InvalidArgumentError(f"{found[0]!r} must be text, not {json_line(text).decode().strip()[:40]}")
+    if found[0] == name:
+        return text.encode()
+    try:
+        return base64.b64decode(text, validate=True) if found[0].endswith("_b64") else parse_hex(text)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidArgumentError(f"{found[0]!r} cannot be decoded: {error}") from None
+
+
+def numbered_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, line) of all lines that are not blank; raises `InvalidArgumentError` for one that is too long."""
+    number = 0
+    while line := stream.readline(LINE_BYTES_MAX + 1):
+        number += 1
+        if len(line) > LINE_BYTES_MAX:
+            raise InvalidArgumentError(f"line {number} is longer than {LINE_BYTES_MAX} bytes")
+        if not line.isspace():
+            yield number, line
+
+
+def json_line(value: object) -> bytes:
+    """Return ``value`` as one line of JSON in UTF-8."""
+    return _encode_json(value) + b"\n"
+
+
+def parse_json(line: bytes) -> dict[str, Any]:
+    """Return the JSON object of a line; raises `InvalidArgumentError`."""
+    try:
+        found = _decode_json(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidArgumentError(f"not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InvalidArgumentError("not a JSON object")
+    return found
