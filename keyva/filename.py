@@ -30,7 +30,7 @@ MANIFEST = "MANIFEST"
 PULSE = "PULSE"
 NODE = "NODE"
 
-_NUMBERED = re.compile(r"(\d{6,10})\.(wal|sst|index)(\.[0-9a-z.-]*tmp)?")
+_NUMBERED = re.compile(r"([0-9]{6}|[1-9][0-9]{6,9})\.(wal|sst|index)(\.[0-9a-z.-]*tmp)?")
 
 
 def wal_path(directory: str, number: int) -> str:

@@ -69,7 +69,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(f"unknown setting {name!r}{_nearest(name, hints)}")
             _check_type(name, value, hints[name])
             if isinstance(value, int) and hints[name] is float:
-                settings[name] = float(value)
+                settings[name] = _to_float(name, value)
         options = cls(**settings)
         _check_ranges(options)
         return options
@@ -182,6 +182,13 @@ def _check_ranges(options: Options) -> None:
         raise ConfigError("setting 'max_batch_size' must leave room for a value of 'max_value_size' and its key")
     if options.heartbeat_timeout_s < 2 * options.heartbeat_interval_s:
         raise ConfigError("setting 'heartbeat_timeout_s' must be at least twice 'heartbeat_interval_s'")
+
+
+def _to_float(name: str, value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"setting {name!r} is out of range") from None
 
 
 def _type_name(hint: Any) -> str:

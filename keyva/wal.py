@@ -35,6 +35,8 @@ RECORD_MAGIC = b"KVR\x01"
 _PLACE = struct.Struct("<Q")
 _FIELDS = struct.Struct("<IIQQQQ")  # length, flags, first sequence, synced offset, client, request
 _HEAD = struct.Struct("<4sI")  # record magic, crc32c
+_SYNCED = struct.Struct("<Q")
+_SYNCED_AT = 24
 RECORD_BYTES = _HEAD.size + _FIELDS.size  # 48
 LOG_BYTES_MAX = 2**32 - 1
 """PULSE keeps the offset in 32 bits."""
@@ -94,7 +96,8 @@ def encode_record(salt: int, offset: int, first_sequence: int, synced: int, clie
 def decode_record(data: bytes, base: int, position: int, salt: int) -> Record | str | None:
     """Decode the record at ``position`` of ``data``, which begins at file offset ``base``.
 
-    Returns None for the clean end (no bytes, or zeros only), or a sentence that says what is wrong.
+    Returns None for the clean end (no bytes, or zeros only), or a sentence that says what is wrong. Raises `FormatVersionError`
+    for a whole record with flags that are not known here.
     """
     available = len(data) - position
     if available < RECORD_BYTES:
@@ -114,8 +117,8 @@ def decode_record(data: bytes, base: int, position: int, salt: int) -> Record | 
     fields = data[position + _HEAD.size : start]
     if crc32c(payload, crc32c(fields, crc32c(_PLACE.pack(offset), salt))) != crc:
         return "record checksum does not match"
-    if flags:
-        return f"record has flags {flags:#x} that this keyva does not know"
+    if flags:  # no damage, and never to be cut off: a newer keyva wrote it
+        raise FormatVersionError(f"log record at offset {offset} has flags {flags:#x}, which this keyva does not know; use a newer keyva")
     return Record(offset, offset + RECORD_BYTES + length, first_sequence, synced, client, request, payload)
 
 
@@ -132,6 +135,7 @@ class LogWriter:
         self.offset = offset
         self.synced = offset
         self._allocated = offset
+        self._broken = False
 
     @classmethod
     def create(
@@ -164,6 +168,8 @@ class LogWriter:
             buffers.append(payload)
             offset += RECORD_BYTES + len(payload)
             next_sequence += entries
+        if self._broken:
+            raise OSError(errno.EIO, f"{self.path} could not be cut back after a failed write; nothing can be appended to it")
         if offset > LOG_BYTES_MAX:
             raise OSError(errno.EFBIG, "the log would pass 4 GiB")
         try:
@@ -171,11 +177,19 @@ class LogWriter:
                 self._reserve(offset)
             self._files.pwritev(self._fd, buffers, self.offset)
         except OSError:
-            self._files.truncate(self._fd, self.offset)
-            self._allocated = self.offset
+            self._cut_back()
             raise
         self.offset = offset
         return next_sequence
+
+    def _cut_back(self) -> None:
+        # Synced, for a power cut could bring back a record that was already on its way to the disk. When it fails, later appends
+        # would leave whole failed records behind them.
+        self._broken = True
+        self._files.truncate(self._fd, self.offset)
+        self._files.fdatasync(self._fd)
+        self._allocated = self.synced = self.offset
+        self._broken = False
 
     def _reserve(self, end: int) -> None:
         # Reserved space makes fdatasync cheaper (81 against 112 us on ext4: the file size does not change) and lets a full
@@ -184,7 +198,7 @@ class LogWriter:
             try:
                 self._files.allocate(self._fd, self.offset, end - self.offset + length)
             except OSError as error:
-                if error.errno == errno.ENOSPC and length:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and length:
                     continue
                 if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                     return
@@ -308,8 +322,10 @@ def _synced_by_later(data: bytes, damaged: int, salt: int) -> Record | None:
     """Find a valid record behind the damage that was written when the damaged place was known to be synced."""
     at = data.find(RECORD_MAGIC, damaged + 1)
     while at >= 0:
-        record = decode_record(data, 0, at, salt)
-        if isinstance(record, Record) and record.synced > damaged:
-            return record
+        # first the cheap question: a value full of look-alikes must not cost a checksum of the rest of the file for each
+        if at + RECORD_BYTES <= len(data) and damaged < _SYNCED.unpack_from(data, at + _SYNCED_AT)[0] <= at:
+            record = decode_record(data, 0, at, salt)
+            if isinstance(record, Record):
+                return record
         at = data.find(RECORD_MAGIC, at + 1)
     return None
