@@ -114,7 +114,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise ValueError when an invariant of this module does not hold."""
-        if not self.logs or any(log.sealed_bytes is None for log in self.logs[:-1]) or self.logs[-1].sealed_bytes is not None:
+        if not self.logs:
+            if self.generation > 1:  # only the very first manifest precedes its log
+                raise ValueError("there must be an active log")
+        elif any(log.sealed_bytes is None for log in self.logs[:-1]) or self.logs[-1].sealed_bytes is not None:
             raise ValueError("exactly the last log must be unsealed")
         numbers = [log.number for log in self.logs]
         if numbers != sorted(set(numbers)):
@@ -125,7 +128,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("an SST is listed twice")
         if seen & set(self.obsolete):
             raise ValueError("an SST is both live and obsolete")
-        if max([*numbers, *seen, *self.obsolete]) >= self.next_number:
+        if max([0, *numbers, *seen, *self.obsolete]) >= self.next_number:
             raise ValueError("next_number is not above all numbers")
         run_ids = [run.id for run in self.runs()]
         if len(set(run_ids)) != len(run_ids):

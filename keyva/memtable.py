@@ -130,12 +130,21 @@ class FrozenMemtable:
         self._layers = layers
         self.dicts: tuple[Batch, ...] = tuple(layer.data for layer in reversed(layers))
 
+    def again(self) -> FrozenMemtable:
+        """Pin the same moment once more, to be released by itself."""
+        with self.memtable._lock:
+            for layer in self._layers:
+                layer.pins += 1
+        return FrozenMemtable(self.memtable, self._layers)
+
     def release(self) -> None:
         """Unpin; may be called twice."""
         layers, self._layers = self._layers, []
         self.memtable._unpin(layers)
 
-    def piece(self, start: bytes | None, stop: bytes | None, limit: int, reverse: bool) -> tuple[list[bytes], list[bytes | None], bytes | None]:
+    def piece(
+        self, start: bytes | None, stop: bytes | None, limit: int, reverse: bool
+    ) -> tuple[list[bytes], list[bytes | None], bytes | None]:
         """Return up to ``limit`` entries of [start, stop) in order, and the last key looked at (None when none is left)."""
         candidates = self.memtable.keys_between(start, stop, limit, reverse)
         if not candidates:

@@ -13,10 +13,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
+from keyva.block import decode_block
 from keyva.memtable import FrozenMemtable
 from keyva.sst import Table
 from keyva.version import OpenRun, Version
-from keyva.block import decode_block
 
 __all__ = ["MemtableSource", "Pieces", "RunSource", "Source", "live_entries", "merge"]
 
@@ -62,7 +62,8 @@ class MemtableSource(Source):
 
 class RunSource(Source):
     """The entries of one run in [start, stop). The first block comes through the cache, later ones are read ahead past it, so
-    that a scan does not push hot blocks out."""
+    that a scan does not push hot blocks out.
+    """
 
     def __init__(self, version: Version, run: OpenRun, start: bytes | None, stop: bytes | None, reverse: bool, readahead: int = 1) -> None:
         self._version = version
@@ -104,7 +105,11 @@ class RunSource(Source):
         if not self._reverse:
             if block is None:
                 block = max(0, table.find_block(start))
-            if block >= blocks or table.index.first_keys[block] > high or (self._stop is not None and table.index.first_keys[block] >= self._stop):
+            if (
+                block >= blocks
+                or table.index.first_keys[block] > high
+                or (self._stop is not None and table.index.first_keys[block] >= self._stop)
+            ):
                 return None
             first, last = block, min(blocks, block + self._readahead)
             self._block = last
@@ -163,7 +168,7 @@ def merge(sources: Sequence[Source], reverse: bool = False) -> Iterator[Pieces]:
         exhausted = False
         for state in active:
             source, keys, values, position = state
-            end = _end_of_range(keys, bound, position, reverse)
+            end = end_of_range(keys, bound, position, reverse)
             if end == position:
                 continue
             if position == 0 and end == len(keys):
@@ -188,7 +193,7 @@ def merge(sources: Sequence[Source], reverse: bool = False) -> Iterator[Pieces]:
             keys, values = source.next_piece()
 
 
-def _end_of_range(keys: list[bytes], bound: bytes, position: int, reverse: bool) -> int:
+def end_of_range(keys: list[bytes], bound: bytes, position: int, reverse: bool) -> int:
     """Return where in ``keys``, from ``position`` on, the entries up to and including ``bound`` end."""
     if not reverse:
         if keys[-1] <= bound:

@@ -44,7 +44,7 @@ class Version:
         self.cache = cache
         self.runs = [OpenRun(run, tables) for run in manifest.runs()]
 
-    def get(self, key: bytes) -> bytes | None | object:
+    def get(self, key: bytes) -> bytes | object | None:
         """Return the newest value in the SSTs, None for a tombstone, `MISSING` when no SST has the key. Hot."""
         hashed = -1
         for run in self.runs:
@@ -88,14 +88,17 @@ def open_version(
     directory: str, manifest: Manifest, known: dict[int, Table], cache: BlockCache, *, mmap_reads: bool = False, files: Files = FILES
 ) -> Version:
     """Open what ``manifest`` names, reusing ``known`` tables. Raises FileNotFoundError when a file has gone, which for a reader
-    means that a newer manifest exists."""
+    means that a newer manifest exists.
+    """
     tables = {}
     for number, meta in manifest.all_files().items():
         table = known.get(number)
         if table is None:
             table = Table(directory, number, mmap_reads=mmap_reads, files=files)
             if table.size_bytes != meta.size_bytes:
-                raise CorruptionError(f"SST has {table.size_bytes} bytes where the manifest says {meta.size_bytes}", table.path, table.size_bytes)
+                raise CorruptionError(
+                    f"SST has {table.size_bytes} bytes where the manifest says {meta.size_bytes}", table.path, table.size_bytes
+                )
             if table.header.store_id != manifest.store_id:
                 raise CorruptionError("SST belongs to another store", table.path, 0)
         tables[number] = table

@@ -1,0 +1,348 @@
+"""The writer's core: applies batches in order, and is the only one that changes the manifest. No sockets, no processes.
+
+A group of requests is checked, appended to the log with one write, synced once if any of them asks for it, added to the memtable,
+published, and only then answered. A full memtable gets a new log; its old log is sealed and offered to the flusher
+(`keyva.maintenance`).
+
+Invariants: nothing is published or answered before it is as durable as was asked; what could not be written leaves no trace in log,
+memtable or request table; a failed sync is final (`FatalError`), for the kernel may have dropped the pages and a second sync would
+claim success; an SST or log named by the manifest is never written to.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from keyva.batch import Batch, BatchCodec, check_key, encode_batch, show_key
+from keyva.cache import BlockCache
+from keyva.errors import (
+    CounterOverflowError,
+    InvalidArgumentError,
+    KeyvaError,
+    NoSpaceError,
+    NotACounterError,
+    StoreLockedError,
+)
+from keyva.filename import WRITER_LOCK
+from keyva.files import FILES, Files, Lock, translate
+from keyva.manifest import LogMeta, Manifest, load_manifest, store_manifest
+from keyva.memtable import Memtable
+from keyva.options import Options
+from keyva.pulse import Pulse, position_of
+from keyva.recovery import prepare_directory, recover
+from keyva.requests import Answer
+from keyva.version import Version, open_version
+from keyva.view import Reads, Snapshot, lookup
+from keyva.wal import LogWriter
+
+__all__ = ["FatalError", "Store", "WriteRequest"]
+
+log = logging.getLogger("keyva.store")
+
+_NUMBERS_RESERVED = 256
+_INT64 = range(-(2**63), 2**63)
+
+
+class FatalError(Exception):
+    """The disk failed in a way after which this process cannot know what is durable: it must stop, and the next start recovers."""
+
+
+class WriteRequest(msgspec.Struct, kw_only=True):
+    """One write of one client. ``payload`` is a batch, or for an increment ``(key, by)``; ``sync`` None takes the store's default.
+    The other fields let a repeat be recognised, see `keyva.requests`.
+    """
+
+    payload: bytes = b""
+    increment: tuple[bytes, int] | None = None
+    sync: bool | None = None
+    client: int = 0
+    request: int = 0
+    floor: int = 0
+    as_of: int = 0
+    repeated: bool = False
+
+
+class Store(Reads):
+    """The store of one directory, opened for writing. One per directory; for one thread."""
+
+    def __init__(self, directory: str, options: Options, *, files: Files = FILES, progress: Callable[[], None] = lambda: None) -> None:
+        """Open or make the store; raises `StoreError`, `StoreLockedError`, `CorruptionError` or `FormatVersionError`."""
+        self.directory = directory
+        self.options = options
+        self.files = files
+        prepare_directory(directory, files)
+        self._lock = Lock(os.path.join(directory, WRITER_LOCK))
+        try:
+            if not self._lock.acquire():
+                owner = self._lock.owner()
+                raise StoreLockedError(f"{directory} is being written to by process {owner}", owner)
+            self._lock.write_owner()
+            recovered = recover(directory, files, progress)
+            self.manifest: Manifest = recovered.manifest
+            self._memtables = recovered.memtables
+            self._log: LogWriter = recovered.log
+            self._next_sequence = recovered.next_sequence
+            self.requests = recovered.requests
+            self.dropped_bytes = recovered.dropped_bytes
+            self._next_number = recovered.log.number + 1
+            self.cache = BlockCache(options.block_cache_size // 4, options.block_cache_idle_s)
+            self._version: Version = open_version(directory, self.manifest, {}, self.cache, files=files)
+            self._pulse = Pulse(directory, write=True)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._codec = BatchCodec(options.max_value_size)
+        self._default_sync = options.durability == "sync"
+        self.counters = dict.fromkeys(
+            ("writes", "batches", "groups", "wal_bytes", "wal_syncs", "flushes", "compactions", "moves", "copied_blocks", "write_errors"), 0
+        )
+        self.counters |= {"flushed_bytes": 0, "compacted_bytes_read": 0, "compacted_bytes_written": 0}
+        self._refresh_state()
+        self._publish()
+
+    # Reading: the writer's own lookups
+
+    def _refresh(self) -> None:
+        pass  # `_state` is replaced with every change
+
+    def _refresh_state(self) -> None:
+        dicts = tuple(data for memtable in reversed(self._memtables) for data in memtable.dicts)
+        self._state = (dicts, self._version)
+
+    def snapshot(self) -> Snapshot:
+        """Return this moment of the store."""
+        return Snapshot([memtable.freeze() for memtable in reversed(self._memtables)], self._version, self.last_sequence)
+
+    @property
+    def last_sequence(self) -> int:
+        """The sequence number of the newest entry."""
+        return self._next_sequence - 1
+
+    @property
+    def position(self) -> int:
+        """The commit position, as in PULSE."""
+        return position_of(self._log.number, self._log.offset)
+
+    # Writing
+
+    def write(self, requests: Sequence[WriteRequest]) -> list[Answer | KeyvaError]:
+        """Apply ``requests`` in order as one group commit and return an answer or an error for each. Hot.
+
+        Errors of single requests leave the others alone; `NoSpaceError` fails all of them. Raises `FatalError`.
+        """
+        results: list[Any] = [None] * len(requests)
+        batches: list[tuple[bytes, int, int, int]] = []
+        decoded: list[tuple[int, Batch, int | None]] = []
+        changes: Batch | None = {} if any(request.increment is not None for request in requests) else None
+        sync = False
+        in_group: dict[tuple[int, int], int] = {}
+        for at, request in enumerate(requests):
+            try:
+                if request.repeated:
+                    twin = in_group.get((request.client, request.request))
+                    if twin is not None:
+                        results[at] = twin  # resolved below
+                        continue
+                    answer = self.requests.find(request.client, request.request, request.as_of)
+                    if answer is not None:
+                        results[at] = answer
+                        continue
+                payload, batch, value = self._resolve(request, changes)
+            except KeyvaError as error:
+                results[at] = error
+                continue
+            if changes is not None:
+                changes.update(batch)
+            if request.client:
+                in_group[request.client, request.request] = at
+            batches.append((payload, len(batch), request.client, request.request))
+            decoded.append((at, batch, value))
+            sync = sync or (self._default_sync if request.sync is None else request.sync)
+        if batches:
+            error = self._commit_group(batches, sync)
+            self._answer_group(requests, decoded, results, error)
+        return [results[result] if type(result) is int else result for result in results]
+
+    def _resolve(self, request: WriteRequest, changes: Batch | None) -> tuple[bytes, Batch, int | None]:
+        """Return (payload for the log, its batch, the counter's new value)."""
+        if request.increment is None:
+            if len(request.payload) > self.options.max_batch_size:
+                raise InvalidArgumentError(
+                    f"the batch has {len(request.payload)} bytes, more than max_batch_size = {self.options.max_batch_size}"
+                )
+            return request.payload, self._codec.decode(request.payload), None
+        assert changes is not None
+        key = check_key(request.increment[0])
+        old = changes[key] if key in changes else lookup(self._state, key)
+        value = add_to_counter(key, old, request.increment[1])
+        batch: Batch = {key: b"%d" % value}
+        return encode_batch(batch), batch, value
+
+    def _commit_group(self, batches: list[tuple[bytes, int, int, int]], sync: bool) -> KeyvaError | None:
+        before = self._log.offset
+        try:
+            next_sequence = self._log.append(batches, self._next_sequence)
+        except OSError as error:
+            found = translate(error, "writing to the log")
+            self.counters["write_errors"] += 1
+            if isinstance(found, NoSpaceError):
+                return found
+            raise FatalError(f"{self._log.path}: write failed: {error}") from error
+        if sync:
+            self._sync()
+        self._next_sequence = next_sequence
+        self.counters["wal_bytes"] += self._log.offset - before
+        self.counters["groups"] += 1
+        return None
+
+    def _sync(self) -> None:
+        try:
+            self._log.sync()
+        except OSError as error:
+            raise FatalError(f"{self._log.path}: fdatasync failed: {error}; what is durable is not known, stopping to recover") from error
+        self.counters["wal_syncs"] += 1
+
+    def _answer_group(
+        self, requests: Sequence[WriteRequest], decoded: list[tuple[int, Batch, int | None]], results: list[Any], error: KeyvaError | None
+    ) -> None:
+        if error is not None:
+            for at, _, _ in decoded:
+                results[at] = error
+            return
+        memtable = self._memtables[-1]
+        position = self.position
+        sequence = self._next_sequence - sum(len(batch) for _, batch, _ in decoded) - 1
+        layered = False
+        for at, batch, value in decoded:
+            request = requests[at]
+            layered = memtable.apply(batch, len(request.payload) or 64) or layered
+            sequence += len(batch)
+            answer = (sequence, value)
+            results[at] = answer
+            self.requests.add(request.client, request.request, request.floor, position, answer)
+        self.counters["batches"] += len(decoded)
+        self.counters["writes"] = self._next_sequence - 1
+        if layered:
+            self._refresh_state()
+        self._publish()
+
+    def _publish(self) -> None:
+        self._pulse.publish(self.position, self.manifest.generation)
+
+    # Memtables and manifest
+
+    @property
+    def memtable_full(self) -> bool:
+        """Whether the active memtable should be rotated out."""
+        return self._memtables[-1].size_bytes >= self.options.write_buffer_size
+
+    @property
+    def memtable_empty(self) -> bool:
+        """Whether the active memtable holds nothing."""
+        return self._memtables[-1].entries == 0
+
+    @property
+    def immutable_memtables(self) -> int:
+        """How many full memtables wait to be flushed."""
+        return len(self._memtables) - 1
+
+    def rotate(self) -> None:
+        """Seal the active log and begin a new one. Raises `NoSpaceError` (nothing has changed then) or `FatalError`."""
+        number = self.take_numbers(1)[0]
+        old = self._log
+        try:
+            new = LogWriter.create(self.directory, number, self.manifest.store_id, self._next_sequence, files=self.files)
+        except OSError as error:
+            raise self._disk_error(error, "making a new log") from error
+        try:
+            sealed = old.seal()
+        except OSError as error:
+            raise FatalError(f"{old.path}: sealing failed: {error}") from error
+        logs = [*self.manifest.logs[:-1], LogMeta(number=old.number, first_sequence=old.first_sequence, sealed_bytes=sealed)]
+        try:
+            self.commit(
+                msgspec.structs.replace(self.manifest, logs=(*logs, LogMeta(number=number, first_sequence=self._next_sequence))),
+                publish=False,
+            )
+        except NoSpaceError:
+            new.close()
+            self.files.unlink(new.path)
+            raise
+        self._log = new
+        self._memtables.append(Memtable(number))
+        self._refresh_state()
+        self._publish()
+        old.close()
+
+    def drop_oldest_memtable(self, number: int) -> None:
+        """Forget the memtable of log ``number``, which an SST of the manifest holds now."""
+        assert self._memtables[0].number == number and len(self._memtables) > 1
+        del self._memtables[0]
+        self._refresh_state()
+
+    def oldest_memtable(self) -> Memtable:
+        """Return the memtable to be flushed next."""
+        return self._memtables[0]
+
+    def take_numbers(self, count: int) -> tuple[int, ...]:
+        """Hand out file numbers that were never used and never will be again, not even by a writer that recovers from a crash."""
+        first = self._next_number
+        if first + count > self.manifest.next_number:
+            self.commit(msgspec.structs.replace(self.manifest, next_number=first + count + _NUMBERS_RESERVED))
+        self._next_number = first + count
+        return tuple(range(first, first + count))
+
+    def commit(self, manifest: Manifest, *, publish: bool = True) -> None:
+        """Make ``manifest`` (with the next generation number) the truth. Raises `NoSpaceError` when the old one still is, or `FatalError`."""
+        manifest = msgspec.structs.replace(manifest, generation=self.manifest.generation + 1)
+        version = open_version(self.directory, manifest, self._version.tables, self.cache, files=self.files)
+        try:
+            store_manifest(self.directory, manifest, self.files)
+        except OSError as error:
+            raise self._disk_error(error, "writing the manifest") from error
+        self.manifest = manifest
+        self._version = version
+        self._refresh_state()
+        if publish:
+            self._publish()
+
+    def _disk_error(self, error: OSError, doing: str) -> NoSpaceError | FatalError:
+        """A full disk is told to clients, if the manifest on disk is still the one in memory; anything else is final."""
+        found = translate(error, doing)
+        if isinstance(found, NoSpaceError):
+            on_disk = load_manifest(self.directory, self.files)
+            if on_disk is not None and on_disk.generation == self.manifest.generation:
+                return found
+        return FatalError(f"{self.directory}: {doing} failed: {error}")
+
+    def close(self) -> None:
+        """Make everything durable and let the directory go. Reading goes on to work in snapshots only."""
+        if self._lock.held:
+            try:
+                self._log.seal()
+            except OSError as error:
+                log.error("%s: sealing at the end failed: %s", self._log.path, error)
+            self._log.close()
+            self.cache.clear()
+            self._pulse.close()
+            self._lock.release()
+
+
+def add_to_counter(key: bytes, old: bytes | None, by: int) -> int:
+    """Return the counter's new value; a counter is decimal text of a 64-bit signed integer, absent counts as 0."""
+    if by not in _INT64:
+        raise CounterOverflowError(f"increment of key {show_key(key)} by {by}: outside of 64 bits")
+    value = 0
+    if old is not None:
+        digits = old.removeprefix(b"-")
+        if not (digits.isdigit() and len(digits) <= 19 and b"%d" % int(old) == old and int(old) in _INT64):
+            raise NotACounterError(f"the value of key {show_key(key)} is no counter: {show_key(old)}")
+        value = int(old)
+    if value + by not in _INT64:
+        raise CounterOverflowError(f"increment of key {show_key(key)}: {value} + {by} is outside of 64 bits")
+    return value + by
