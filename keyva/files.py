@@ -114,10 +114,19 @@ class Files:
             os.close(fd)
 
     def make_dir(self, path: str) -> None:
-        """Make a directory (mode 0700) with its parents, when it is not there, and sync the parent that names it."""
+        """Make a directory and its missing parents (mode 0700), and sync the directories that name them.
+
+        Several processes may do so at the same moment.
+        """
         if not os.path.isdir(path):
-            os.makedirs(path, mode=0o700)
-            self.fsync_dir(os.path.dirname(os.path.abspath(path)))
+            parent = os.path.dirname(os.path.abspath(path))
+            self.make_dir(parent)
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                if not os.path.isdir(path):
+                    raise
+            self.fsync_dir(parent)
 
     def rename(self, source: str, target: str) -> None:
         """Rename atomically, replacing ``target``."""
@@ -150,7 +159,8 @@ class Files:
         """Put ``data`` under ``path`` so that a crash leaves the old file or the new one, never a part.
 
         Writes a temporary file beside it, syncs, renames, syncs the directory (``sync=False`` leaves the syncs out, for
-        files that mean nothing after a crash). A failure leaves the old file and no temporary one.
+        files that mean nothing after a crash). A failure leaves the old file and no temporary one; but when the last step fails, the
+        sync of the directory, the new file is in place and a power cut may bring the old one back.
         """
         temporary = f"{path}.{os.getpid()}.tmp"
         self.unlink(temporary)
