@@ -22,9 +22,9 @@ __all__ = ["compact", "flatten", "flush", "keygen", "ps", "stats", "table_text"]
 @store_options
 @click.pass_context
 def stats(ctx: click.Context, as_json: bool) -> None:
-    """Show the store's counters and sizes, and damage that was found.
+    """Show the store's figures.
 
-    A table on a terminal; in a pipe one figure a line: name, tab, value.
+    Counters, sizes, and damage that was found. A table on a terminal; in a pipe one figure a line: name, tab, value.
 
     \b
     Examples:
@@ -74,9 +74,9 @@ def table_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 @store_options
 @click.pass_context
 def flush(ctx: click.Context) -> None:
-    """Write the memtable to an SST, and wait until that is done.
+    """Write the memtable to an SST.
 
-    What was acknowledged is safe without it; it makes the next start shorter and the logs smaller.
+    Returns when that is done. What was acknowledged is safe without it; it makes the next start shorter and the logs smaller.
 
     \b
     Example:
@@ -92,9 +92,9 @@ def flush(ctx: click.Context) -> None:
 @store_options
 @click.pass_context
 def compact(ctx: click.Context, start: str | None, stop: str | None) -> None:
-    """Merge the SSTs of a key range, or of the whole store, and wait until that is done.
+    """Merge the SSTs of a key range, or all.
 
-    Frees the space of overwritten and deleted entries now; the store does the same by itself in time.
+    Returns when that is done. Frees the space of overwritten and deleted entries now; the store does the same by itself in time.
 
     \b
     Examples:
@@ -124,9 +124,10 @@ def _waiting(title: str) -> Any:
 @store_options
 @click.pass_context
 def ps(ctx: click.Context, directory: str | None, as_json: bool) -> None:
-    """List the processes of the node that serves DIR (or --dir): role, pid, state, since when, restarts.
+    """List the node's processes.
 
-    A table on a terminal; in a pipe one process a line, tabs between. Exit code 3 when no node runs there.
+    Of the node that serves DIR (or --dir): role, pid, state, since when, restarts. A table on a terminal; in a pipe one
+    process a line, tabs between. Exit code 3 when no node runs there.
 
     \b
     Examples:
@@ -158,10 +159,11 @@ def _cell(name: str, value: Any) -> str:
 @click.argument("name")
 @click.option("--out", "folder", type=click.Path(file_okay=False), default=".", help="Where to write.  [default: here]")
 def keygen(name: str, folder: str) -> None:
-    """Make a CURVE key pair: NAME.key (public, to hand out) and NAME.key_secret (readable by you alone).
+    """Make a CURVE key pair for connections over TCP.
 
-    A node that listens beyond loopback needs a pair of its own, and a folder with the public keys of the clients it lets in.
-    Files that are there already are not replaced.
+    Writes NAME.key (public, to hand out) and NAME.key_secret (readable by you alone). A node that listens beyond
+    loopback needs a pair of its own, and a folder with the public keys of the clients it lets in. Files that are there
+    already are not replaced.
 
     \b
     Example:

@@ -58,10 +58,10 @@ def get(ctx: click.Context, key: str) -> None:
 @store_options
 @click.pass_context
 def put(ctx: click.Context, key: str, value: str | None, file: str | None, sync: bool | None) -> None:
-    """Store a value under KEY: VALUE, the content of --file, or standard input when VALUE is "-".
+    """Store a value under KEY.
 
-    With --hex all three are hexadecimal digits. A VALUE that begins with "-" goes behind "--". The directory is made when it is
-    not there.
+    The value is VALUE, the content of --file, or standard input when VALUE is "-". With --hex all three are hexadecimal
+    digits. A VALUE that begins with "-" goes behind "--". The directory is made when it is not there.
 
     \b
     Examples:
@@ -103,7 +103,9 @@ def _hex_content(content: bytes) -> bytes:
 @store_options
 @click.pass_context
 def delete(ctx: click.Context, keys: tuple[str, ...], sync: bool | None) -> None:
-    """Delete one or more keys, all at once (in one atomic batch). A key that is not there is no error.
+    """Delete keys, all at once.
+
+    One atomic batch: all are gone, or none. A key that is not there is no error.
 
     \b
     Examples:
@@ -122,7 +124,9 @@ def delete(ctx: click.Context, keys: tuple[str, ...], sync: bool | None) -> None
 @store_options
 @click.pass_context
 def exists(ctx: click.Context, key: str) -> None:
-    """Say "true" (exit code 0) or "false" (exit code 1): is KEY in the store?
+    """Say whether KEY is in the store.
+
+    Writes "true" with exit code 0, or "false" with exit code 1.
 
     \b
     Example:
@@ -142,9 +146,10 @@ def exists(ctx: click.Context, key: str) -> None:
 @store_options
 @click.pass_context
 def incr(ctx: click.Context, key: str, by: int) -> None:
-    """Add BY (1 when not given, may be negative) to the counter KEY, atomically, and write the new number.
+    """Add to a counter and write its new value.
 
-    A counter is a signed 64-bit number, stored as decimal text; a key that is not there counts as 0.
+    Adds BY (1 when not given, may be negative) to KEY, atomically. A counter is a signed 64-bit number, stored as
+    decimal text; a key that is not there counts as 0.
 
     \b
     Examples:

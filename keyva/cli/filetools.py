@@ -148,7 +148,7 @@ wrote. The node must not be running.
 
 
 def _group(name: str, dump: Dump, build: Build, about: str, dump_help: str, build_help: str) -> click.Group:
-    group = click.Group(name, help=about)
+    group = click.Group(name, help=about, no_args_is_help=False)
     group.add_command(_dump_command(dump, dump_help + _DUMP_END))
     group.add_command(_build_command(build, build_help + _BUILD_END))
     return group
@@ -166,11 +166,14 @@ sst = _group(
       $EDITOR 5.jsonl
       keyva sst build --force data/sst/000005.sst 5.jsonl
     """,
-    """Write an SST as JSON lines: its header, then each block with its entries (a null value is a tombstone), then its totals.""",
-    """Make an SST, and its index beside it when the name ends in ".sst".
+    """Write an SST as JSON lines.
 
-    Checksums, offsets, counts and the smallest and largest key are worked out anew; "block" lines say where blocks begin. Keys must
-    ascend. Writes what the manifest must say of the file, as a line for `keyva manifest build`, to standard output.""",
+    Its header, then each block with its entries (a null value is a tombstone), then its totals.""",
+    """Make an SST of JSON lines.
+
+    Its index is put beside it when the name ends in ".sst". Checksums, offsets, counts and the smallest and largest key
+    are worked out anew; "block" lines say where blocks begin. Keys must ascend. Writes what the manifest must say of
+    the file, as a line for `keyva manifest build`, to standard output.""",
 )
 wal = _group(
     "wal",
@@ -183,10 +186,13 @@ wal = _group(
       keyva wal dump data/wal/000007.wal | head
       keyva wal dump data/wal/000007.wal | grep -v '"damage"' | keyva wal build mended.wal
     """,
-    """Write a log as JSON lines: its header, then one line a record with its entries (a null value deletes).
+    """Write a log as JSON lines.
 
-    Damaged bytes and the reserved zeros at the end have lines of their own.""",
-    """Make a log. Checksums, lengths, offsets and sequence numbers are worked out anew.""",
+    Its header, then one line a record with its entries (a null value deletes). Damaged bytes and the reserved zeros at
+    the end have lines of their own.""",
+    """Make a log of JSON lines.
+
+    Checksums, lengths, offsets and sequence numbers are worked out anew.""",
 )
 index = _group(
     "index",
@@ -198,8 +204,12 @@ index = _group(
     Example:
       keyva index dump data/sst/000005.index | head
     """,
-    """Write an index as JSON lines: its header, one line a block with first key and offset, then the bloom filter.""",
-    """Make an index. A store needs none: it rebuilds a missing one from the SST.""",
+    """Write an index as JSON lines.
+
+    Its header, one line a block with first key and offset, then the bloom filter.""",
+    """Make an index of JSON lines.
+
+    A store needs none: it rebuilds a missing one from the SST.""",
 )
 manifest = _group(
     "manifest",
@@ -213,6 +223,10 @@ manifest = _group(
       $EDITOR m.jsonl
       keyva manifest build --force data/MANIFEST m.jsonl
     """,
-    """Write the manifest as JSON lines: the store's numbers, one line a log, one line an SST.""",
-    """Make a manifest. Its checksum is worked out anew, and its own rules are checked.""",
+    """Write the manifest as JSON lines.
+
+    The store's numbers, one line a log, one line an SST.""",
+    """Make a manifest of JSON lines.
+
+    Its checksum is worked out anew, and its own rules are checked.""",
 )

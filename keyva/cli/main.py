@@ -121,6 +121,10 @@ def _holds_store(directory: str) -> bool:
         return False
 
 
+class _PipeClosedError(Exception):
+    """Is raised when whoever reads standard output has gone."""
+
+
 class _LazyGroup(click.Group):
     """Loads a command's module at its first use, and translates errors once, at the edge to the shell."""
 
@@ -135,6 +139,12 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _PipeClosedError from error  # click would end with 1, which here means "key not found"
+
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         extra["standalone_mode"] = False
         try:
@@ -145,14 +155,17 @@ class _LazyGroup(click.Group):
         sys.exit(code if isinstance(code, int) else EXIT_OK)
 
 
-def exit_code_of(error: BaseException) -> int:
-    """Write one line about ``error`` on standard error and return the exit code; re-raises what is no error (SystemExit)."""
+def exit_code_of(error: BaseException, where: str = "") -> int:
+    """Write one line about ``error`` on standard error and return its exit code; re-raises what is no error (SystemExit).
+
+    ``where`` stands before the message.
+    """
     code, message = _judge(error)
-    if os.environ.get("KEYVA_TRACEBACK") and not isinstance(error, click.ClickException):
+    if os.environ.get("KEYVA_TRACEBACK") and isinstance(error, Exception) and code in (EXIT_CORRUPTION, EXIT_UNAVAILABLE, EXIT_OTHER):
         raise error
     if message:
         try:
-            click.echo("keyva: " + " ".join(message.split("\n")), err=True)
+            click.echo(f"keyva: {where}" + " ".join(message.split("\n")), err=True)
         except OSError:
             pass  # nobody listens there either
     return code
@@ -160,7 +173,7 @@ def exit_code_of(error: BaseException) -> int:
 
 def _judge(error: BaseException) -> tuple[int, str]:
     match error:
-        case BrokenPipeError():
+        case BrokenPipeError() | _PipeClosedError():
             # Python would complain when it flushes standard output at exit; whoever read it has gone.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return EXIT_BROKEN_PIPE, ""

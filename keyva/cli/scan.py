@@ -57,11 +57,12 @@ def scan(
     keys_only: bool,
     as_json: bool,
 ) -> None:
-    r"""List keys and values in key order, one entry a line: key, tab, value.
+    r"""List keys and values in key order.
 
-    What is no printable text is written as \xNN (\n, \t, \r and \\ for newline, tab, return and backslash), so that an entry
-    is always one line. --hex writes digits, --json objects with "key" and "value", or "key_b64" and "value_b64" where the bytes are
-    not UTF-8. The scan sees the store as it was when it began.
+    One entry a line: key, tab, value. What is no printable text is written as \xNN (\n, \t, \r and \\ for newline, tab,
+    return and backslash), so that an entry is always one line. --hex writes digits, --json objects with "key" and
+    "value", or "key_b64" and "value_b64" where the bytes are not UTF-8. The scan sees the store as it was when it
+    began.
 
     \b
     Examples:

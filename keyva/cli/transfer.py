@@ -62,10 +62,11 @@ def progress_bar(title: str, total: int | None) -> Iterator[_Progress]:
 @store_options
 @click.pass_context
 def dump(ctx: click.Context, file: str, prefix: str | None, start: str | None, stop: str | None) -> None:
-    """Write all entries, or a range, as JSON lines to FILE or standard output.
+    """Write all entries, or a range, as JSON lines.
 
-    An entry is {"key": "...", "value": "..."}; a field that is not UTF-8 text is "key_b64" or "value_b64" in base64 (with
-    --hex all are "key_hex" and "value_hex"). The dump is the store as it was at one moment. FILE appears when it is complete.
+    To FILE or standard output. An entry is {"key": "...", "value": "..."}; a field that is not UTF-8 text is "key_b64"
+    or "value_b64" in base64 (with --hex all are "key_hex" and "value_hex"). The dump is the store as it was at one
+    moment. FILE appears when it is complete.
 
     \b
     Examples:
@@ -113,11 +114,12 @@ def _dump_entries(client: Client, out: IO[bytes], bounds: dict[str, bytes], as_h
 @store_options
 @click.pass_context
 def load(ctx: click.Context, file: str, sync: bool | None) -> None:
-    """Put the entries of JSON lines, from FILE or standard input, into the store.
+    """Put the entries of JSON lines into the store.
 
-    Reads what `keyva dump` writes: {"key": "...", "value": "..."}, with "key_b64"/"value_b64" (base64) or "key_hex"/"value_hex"
-    for any bytes. Writes in batches, in the order of the lines; a later line wins over an earlier one. At a bad line
-    it stops: the lines before it are in the store, and the message says so. The directory is made when it is not there.
+    From FILE or standard input. Reads what `keyva dump` writes: {"key": "...", "value": "..."}, with
+    "key_b64"/"value_b64" (base64) or "key_hex"/"value_hex" for any bytes. Writes in batches, in the order of the lines;
+    a later line wins over an earlier one. At a bad line it stops: the lines before it are in the store, and the message
+    says so. The directory is made when it is not there.
 
     \b
     Examples:
