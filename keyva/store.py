@@ -164,8 +164,8 @@ class Store(Reads):
             decoded.append((at, batch, value))
             sync = sync or (self._default_sync if request.sync is None else request.sync)
         if batches:
-            error = self._commit_group(batches, sync)
-            self._answer_group(requests, decoded, results, error)
+            failure = self._commit_group(batches, sync)
+            self._answer_group(requests, decoded, results, failure)
         return [results[result] if type(result) is int else result for result in results]
 
     def _resolve(self, request: WriteRequest, changes: Batch | None) -> tuple[bytes, Batch, int | None]:

@@ -148,10 +148,11 @@ class Snapshot(Reads):
         """Return what has to be merged for a range, oldest first."""
         if start >= stop:
             return []
-        sources: list[Source] = []
-        for run in reversed(self._version.runs):
-            if run.largest[-1] >= start and run.smallest[0] < stop:
-                sources.append(RunSource(self._version, run, start, stop, reverse))
+        sources: list[Source] = [
+            RunSource(self._version, run, start, stop, reverse)
+            for run in reversed(self._version.runs)
+            if run.largest[-1] >= start and run.smallest[0] < stop
+        ]
         sources.extend(MemtableSource(memtable, start, stop, reverse) for memtable in reversed(self._frozen))
         return sources
 

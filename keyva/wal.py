@@ -215,6 +215,7 @@ class LogWriter:
     def seal(self) -> int:
         """Cut reserved space off, sync, and return the log's final size in bytes; nothing may be appended after that."""
         self._files.truncate(self._fd, self.offset)
+        self._allocated = self.offset
         self._files.fdatasync(self._fd)
         self.synced = self.offset
         return self.offset

@@ -1,0 +1,376 @@
+"""What the writer does beside writing: offers jobs to flusher and compactor, takes their results into the manifest, and says when
+writes must slow down or wait. No sockets, no processes; the clock is a parameter.
+
+Invariants: at most one flush and one compaction step are under way; flushes are taken in log order; a result that is not of the job
+under way is ignored (its files are swept at the next start, their numbers are never used again); a job that failed is tried
+again with growing pauses; a damaged file is left out of compaction from then on, and everything else goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from keyva.compaction import Step, apply_step, last_level, level_capacity, pending_bytes, pick_manual, pick_step
+from keyva.errors import CorruptionError, KeyvaError, NoSpaceError, by_name
+from keyva.filename import parse_number
+from keyva.jobs import CompactionJob, FlushJob, Job, JobResult, RemoveJob
+from keyva.manifest import FileMeta, Manifest, Run
+from keyva.rewrite import flush_batch
+from keyva.store import Store
+
+__all__ = ["Maintenance", "Stall"]
+
+log = logging.getLogger("keyva.maintenance")
+
+_PAUSE_FIRST_S = 0.5
+_PAUSE_MAX_S = 30.0
+_MANUAL_MAX = 64
+Kind = Literal["flush", "compact"]
+_replace = msgspec.structs.replace
+
+
+class Stall(NamedTuple):
+    """Why writes do not go at full speed. ``stop``: they wait; else they are slowed down to ``delayed_write_rate``."""
+
+    stop: bool
+    reason: str
+    text: str
+
+
+class _Retry:
+    """Pauses between tries: 0.5 s, doubled up to 30 s."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._not_before = 0.0
+        self.error = ""
+
+    def failed(self, error: str) -> None:
+        pause = min(_PAUSE_MAX_S, _PAUSE_FIRST_S * 2**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        self._not_before = self._clock() + pause
+        self.error = error
+
+    def succeeded(self) -> None:
+        self._failures = 0
+        self._not_before = 0.0
+        self.error = ""
+
+    @property
+    def wait_s(self) -> float:
+        return max(0.0, self._not_before - self._clock())
+
+
+class Maintenance:
+    """Flushing, compaction and stalls of one `Store`."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store = store
+        self._clock = clock
+        self._job_id = int.from_bytes(os.urandom(4), "little") << 20  # so that an answer to an earlier writer's job is not taken for ours
+        self._flush: FlushJob | None = None
+        self._compaction: tuple[CompactionJob | RemoveJob, Step | None] | None = None
+        self._retry = {"flush": _Retry(clock), "compact": _Retry(clock)}
+        self._removed: set[int] = set()
+        self._manual: list[tuple[int, bytes | None, bytes | None]] = []
+        self._manual_errors: dict[int, KeyvaError] = {}
+        self._tickets = 0
+        self._rotate_error: NoSpaceError | None = None
+        self.damaged: dict[int, str] = {}
+
+    # Stalls and rotation
+
+    def after_write(self) -> None:
+        """Rotate the memtable when it is full and there is room for one more; raises `FatalError`."""
+        store = self.store
+        if store.memtable_full and store.immutable_memtables < store.options.max_write_buffer_number - 1:
+            try:
+                store.rotate()
+                self._rotate_error = None
+            except NoSpaceError as error:
+                if self._rotate_error is None:
+                    log.error("no space to rotate the memtable: %s", error)
+                self._rotate_error = error
+
+    def stall(self) -> Stall | None:
+        """Say whether writes must wait or slow down now, and why; None when they need not."""
+        store, options = self.store, self.store.options
+        if store.memtable_full:
+            self.after_write()
+            if store.memtable_full:
+                if self._rotate_error is not None:
+                    return Stall(True, "no_space", str(self._rotate_error))
+                return Stall(True, "memtable_limit", f"{store.immutable_memtables} full memtables wait to be flushed{self._why('flush')}")
+        runs = len(store.manifest.levels[0])
+        if runs >= options.level0_stop_writes_trigger and not self.damaged:
+            return Stall(True, "level0_stop", f"level 0 has {runs} runs and compaction is behind{self._why('compact')}")
+        if runs >= options.level0_slowdown_writes_trigger:
+            return Stall(False, "level0_slowdown", f"level 0 has {runs} runs{self._why('compact')}")
+        return None
+
+    def _why(self, kind: Kind) -> str:
+        error = self._retry[kind].error
+        return f" (last try failed: {error})" if error else ""
+
+    # Jobs
+
+    def offer(self, kind: Kind) -> Job | None:
+        """Return the job an idle worker of this kind should do now: the one under way again, or the next; None when there is none.
+
+        Raises `FatalError`. Files that only move are moved right here.
+        """
+        try:
+            return self._offer_flush() if kind == "flush" else self._offer_compaction()
+        except NoSpaceError as error:
+            self._retry[kind].failed(str(error))
+            return None
+
+    def wait_s(self, kind: Kind) -> float | None:
+        """Return the seconds until a job of this kind may be tried again, None when no retry is waiting."""
+        wait = self._retry[kind].wait_s
+        return wait or None
+
+    def _offer_flush(self) -> Job | None:
+        if self._flush is None and self.store.immutable_memtables and not self._retry["flush"].wait_s:
+            meta = self.store.manifest.logs[0]
+            assert meta.sealed_bytes is not None
+            (output,) = self.store.take_numbers(1)
+            self._flush = FlushJob(
+                id=self._next_id(), store_id=self.store.manifest.store_id, log=meta.number, sealed_bytes=meta.sealed_bytes, output=output
+            )
+        return self._flush
+
+    def _offer_compaction(self) -> Job | None:
+        if self._compaction is not None:
+            return self._compaction[0]
+        if self._retry["compact"].wait_s:
+            return None
+        obsolete = tuple(number for number in self.store.manifest.obsolete if number not in self._removed)
+        if obsolete:
+            job = RemoveJob(id=self._next_id(), numbers=obsolete)
+            self._compaction = (job, None)
+            return job
+        while (step := self._pick()) is not None:
+            if not step.moves:
+                return self._start(step)
+            self._take_step(step, ())
+            self.store.counters["moves"] += len(step.moves)
+            log.info("moved %d SSTs from level %d to level %d", len(step.moves), step.level, step.target_level)
+        return None
+
+    def _pick(self) -> Step | None:
+        store = self.store
+        while self._manual:
+            ticket, start, stop = self._manual[0]
+            if store.immutable_memtables:
+                break  # its flush comes first
+            step = pick_manual(store.manifest, store.options, start, stop, self.damaged)
+            if step is not None:
+                return step
+            if self.damaged:
+                names = "; ".join(self.damaged.values())
+                self._manual_errors[ticket] = CorruptionError(f"compaction left out damaged files: {names}")
+            del self._manual[0]
+        return pick_step(store.manifest, store.options, self.damaged)
+
+    def _start(self, step: Step) -> CompactionJob:
+        store = self.store
+        size = sum(file.size_bytes for files in step.inputs for file in files)
+        count = 4 + 2 * size // store.options.target_file_size_base
+        job = CompactionJob(
+            id=self._next_id(),
+            store_id=store.manifest.store_id,
+            runs=step.inputs,
+            start=step.start,
+            stop=step.stop,
+            drop_tombstones=step.drop_tombstones,
+            outputs=store.take_numbers(count),
+        )
+        self._compaction = (job, step)
+        return job
+
+    def _next_id(self) -> int:
+        self._job_id += 1
+        return self._job_id
+
+    def finish(self, result: JobResult) -> None:
+        """Take a result in; raises `FatalError`. A result of a job that is not under way is ignored."""
+        if self._flush is not None and result.id == self._flush.id:
+            self._finish_flush(self._flush, result)
+        elif self._compaction is not None and result.id == self._compaction[0].id:
+            job, step = self._compaction
+            self._finish_compaction(job, step, result)
+        else:
+            log.info("ignored the result of job %d, which is not under way", result.id)
+
+    def _finish_flush(self, job: FlushJob, result: JobResult) -> None:
+        try:
+            if result.error == CorruptionError.__name__:
+                # The sealed log is damaged, but the memtable it was the log of is still here
+                log.error("flush of log %d: %s; writing the SST from memory", job.log, result.message)
+                built = self._flush_from_memory(job)
+            elif result.error:
+                raise by_name(result.error, result.message)
+            else:
+                (built,) = result.files
+            self._take_flush(job, built)
+        except (KeyvaError, OSError) as error:
+            log.error("flush of log %d failed, trying again later: %s", job.log, error)
+            self._retry["flush"].failed(str(error))
+        else:
+            self._retry["flush"].succeeded()
+        self._flush = None
+
+    def _flush_from_memory(self, job: FlushJob) -> FileMeta:
+        store = self.store
+        memtable = store.oldest_memtable()
+        entries: dict[bytes, bytes | None] = {}
+        for data in reversed(memtable.dicts):
+            entries.update(data)
+        first, following = store.manifest.logs[0].first_sequence, store.manifest.logs[1].first_sequence
+        (output,) = store.take_numbers(1)
+        return flush_batch(store.directory, entries, output, job.store_id, (first, following - 1), store.options, files=store.files)
+
+    def _take_flush(self, job: FlushJob, built: FileMeta) -> None:
+        store = self.store
+        manifest = store.manifest
+        run = Run(id=store.take_numbers(1)[0], files=(built,))
+        manifest = store.manifest
+        levels = ((run, *manifest.levels[0]), *manifest.levels[1:])
+        self._commit(
+            _replace(
+                manifest,
+                logs=manifest.logs[1:],
+                levels=levels,
+                last_sequence=built.largest_sequence,
+                obsolete=(*manifest.obsolete, job.log),
+            )
+        )
+        store.drop_oldest_memtable(job.log)
+        store.counters["flushes"] += 1
+        store.counters["flushed_bytes"] += built.size_bytes
+        log.info("flushed log %d: %d entries, %d bytes in SST %d", job.log, built.entries, built.size_bytes, built.number)
+
+    def _finish_compaction(self, job: CompactionJob | RemoveJob, step: Step | None, result: JobResult) -> None:
+        self._compaction = None
+        retry = self._retry["compact"]
+        try:
+            if result.error:
+                self._note_damage(result)
+                raise by_name(result.error, result.message)
+            if isinstance(job, RemoveJob) or step is None:
+                self._removed.update(job.numbers if isinstance(job, RemoveJob) else ())
+                return
+            self._take_step(step, result.files)
+        except (KeyvaError, OSError) as error:
+            log.error("compaction failed: %s", error)
+            retry.failed(str(error))
+            return
+        retry.succeeded()
+        counters = self.store.counters
+        counters["compactions"] += 1
+        counters["copied_blocks"] += result.copied_blocks
+        counters["compacted_bytes_read"] += job.input_bytes
+        counters["compacted_bytes_written"] += sum(file.size_bytes for file in result.files)
+        log.info(
+            "compacted level %d into level %d: %d bytes in, %d SSTs out", step.level, step.target_level, job.input_bytes, len(result.files)
+        )
+
+    def _take_step(self, step: Step, outputs: tuple[FileMeta, ...]) -> None:
+        run_id = self.store.take_numbers(1)[0]
+        self._commit(apply_step(self.store.manifest, step, outputs, run_id))
+
+    def _commit(self, manifest: Manifest) -> None:
+        removed = self._removed
+        self.store.commit(_replace(manifest, obsolete=tuple(number for number in manifest.obsolete if number not in removed)))
+        self._removed = removed & set(self.store.manifest.obsolete)
+
+    def _note_damage(self, result: JobResult) -> None:
+        if result.error == CorruptionError.__name__:
+            parsed = parse_number(os.path.basename(result.path))
+            if parsed is not None and parsed[0] in self.store.manifest.all_files():
+                self.damaged[parsed[0]] = result.message
+                log.error("SST %d is damaged and is left out of compaction: %s", parsed[0], result.message)
+
+    # What users ask for
+
+    def request_flush(self) -> int:
+        """Begin to flush what is in memory; returns a ticket for `flush_done`. Raises `NoSpaceError` or `FatalError`."""
+        if not self.store.memtable_empty:
+            self.store.rotate()
+        return self.store.manifest.logs[-1].number
+
+    def flush_done(self, ticket: int) -> bool:
+        """Say whether everything that was in memory at `request_flush` is in SSTs; raises the error the flush met."""
+        if self.store.manifest.logs[0].number >= ticket:
+            return True
+        error = self._retry["flush"].error
+        if error:
+            raise KeyvaError(f"the flush failed and will be tried again: {error}")
+        return False
+
+    def request_compaction(self, start: bytes | None, stop: bytes | None) -> int:
+        """Ask for a compaction of [start, stop]; returns a ticket for `compaction_done`."""
+        if len(self._manual) >= _MANUAL_MAX:
+            raise KeyvaError(f"{_MANUAL_MAX} compactions are waiting already")
+        if not self.store.memtable_empty:
+            self.store.rotate()
+        self._tickets += 1
+        self._manual.append((self._tickets, start, stop))
+        return self._tickets
+
+    def compaction_done(self, ticket: int) -> bool:
+        """Say whether the compaction is done; raises `CorruptionError` when it had to leave damaged files out."""
+        error = self._manual_errors.pop(ticket, None)
+        if error is not None:
+            raise error
+        if all(waiting != ticket for waiting, _, _ in self._manual):
+            return True
+        error_text = self._retry["compact"].error or self._retry["flush"].error
+        if error_text and not self.damaged:
+            self._manual = [entry for entry in self._manual if entry[0] != ticket]
+            raise KeyvaError(f"the compaction failed: {error_text}")
+        return False
+
+    def stats(self) -> dict[str, Any]:
+        """Return the store's figures; sizes in bytes."""
+        store = self.store
+        manifest = store.manifest
+        stall = self.stall()
+        levels = [
+            {
+                "level": number,
+                "runs": len(runs),
+                "files": sum(len(run.files) for run in runs),
+                "bytes": sum(run.size_bytes for run in runs),
+                "entries": sum(file.entries for run in runs for file in run.files),
+                "capacity_bytes": level_capacity(number, store.options) if number else 0,
+            }
+            for number, runs in enumerate(manifest.levels)
+        ]
+        return {
+            "directory": store.directory,
+            "store_id": manifest.store_id.hex(),
+            "last_sequence": store.last_sequence,
+            "generation": manifest.generation,
+            "memtable_bytes": store._memtables[-1].size_bytes,
+            "memtable_entries": store._memtables[-1].entries,
+            "immutable_memtables": store.immutable_memtables,
+            "wal_bytes": store.position & 0xFFFFFFFF,
+            "levels": levels,
+            "last_level": last_level(manifest),
+            "pending_compaction_bytes": pending_bytes(manifest, store.options),
+            "stall": stall._asdict() if stall else None,
+            "damaged": [{"sst": number, "error": error} for number, error in sorted(self.damaged.items())],
+            "flush_error": self._retry["flush"].error,
+            "compaction_error": self._retry["compact"].error,
+            "recovered_dropped_bytes": store.dropped_bytes,
+            **store.counters,
+        }
