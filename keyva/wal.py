@@ -19,10 +19,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
 from crc32c import crc32c
 
 from keyva.errors import CorruptionError, FormatVersionError
-from keyva.filename import wal_path
+from keyva.filename import parse_number, wal_path
 from keyva.files import FILES, Files
 
 __all__ = ["HEADER_BYTES", "RECORD_BYTES", "LogHeader", "LogTail", "LogWriter", "Record", "RecoveredLog", "encode_record", "recover_log"]
@@ -31,6 +32,7 @@ MAGIC = b"KEYVAWAL"
 VERSION = 1
 HEADER = struct.Struct("<8sHHIQ16sQ12xI")
 HEADER_BYTES = HEADER.size  # 64
+_NUMBER_AT = 16
 RECORD_MAGIC = b"KVR\x01"
 _PLACE = struct.Struct("<Q")
 _FIELDS = struct.Struct("<IIQQQQ")  # length, flags, first sequence, synced offset, client, request
@@ -238,7 +240,7 @@ class LogTail:
         try:
             self.header = LogHeader.decode(files.pread(self._fd, HEADER_BYTES, 0), self.path)
             if self.header.number != number:
-                raise CorruptionError(f"log says it is number {self.header.number}", self.path, 12)
+                raise CorruptionError(f"log says it is number {self.header.number}", self.path, _NUMBER_AT)
         except BaseException:
             files.close(self._fd)
             raise
@@ -288,6 +290,9 @@ def recover_log(path: str, *, sealed_bytes: int | None, count_entries: object = 
     """
     data = files.read_file(path)
     header = LogHeader.decode(data, path)
+    named = parse_number(os.path.basename(path))
+    if named is not None and named[0] != header.number:
+        raise CorruptionError(f"log says it is number {header.number}", path, _NUMBER_AT)
     records: list[Record] = []
     position, reason = HEADER_BYTES, ""
     expected = header.first_sequence
@@ -305,7 +310,10 @@ def recover_log(path: str, *, sealed_bytes: int | None, count_entries: object = 
         if record.first_sequence != expected:
             raise CorruptionError(f"record has sequence number {record.first_sequence}, expected {expected}", path, position)
         assert callable(count_entries)
-        expected += count_entries(record.payload)
+        try:
+            expected += count_entries(record.payload)
+        except msgspec.MsgspecError as error:  # whole, but no batch: not damage
+            raise FormatVersionError(f"{path}: record at offset {position} holds no batch this keyva knows ({error}); use a newer one") from None
         records.append(record)
         position = record.end
     if sealed_bytes is not None and position != sealed_bytes:
