@@ -12,7 +12,7 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import msgspec
@@ -21,6 +21,7 @@ from keyva.errors import InvalidArgumentError
 
 __all__ = [
     "LINE_BYTES_MAX",
+    "check_fields",
     "field_bytes",
     "json_line",
     "numbered_lines",
@@ -154,6 +155,15 @@ def field_bytes(source: dict[str, Any], name: str, *, nullable: bool = False) ->
         return base64.b64decode(text, validate=True) if found[0].endswith("_b64") else parse_hex(text)
     except (binascii.Error, ValueError) as error:
         raise InvalidArgumentError(f"{found[0]!r} cannot be decoded: {error}") from None
+
+
+def check_fields(tree: dict[str, Any], known: Iterable[str], bytes_fields: Iterable[str] = ()) -> None:
+    """Raise `InvalidArgumentError` that names a field that is none of ``known``, nor a form of ``bytes_fields``: a slip of the hand."""
+    unknown = tree.keys() - set(known)
+    for name in bytes_fields:
+        unknown -= {name, name + "_b64", name + "_hex"}
+    if unknown:
+        raise InvalidArgumentError(f"unknown field {min(unknown)!r}")
 
 
 def numbered_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from keyva.cli.bytetext import field_bytes, json_line, parse_json, put_field
+from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_json, put_field
 from keyva.cli.ssttext import header_fields, parse_header
 from keyva.errors import CorruptionError, InvalidArgumentError
 from keyva.files import FILES
@@ -53,9 +53,11 @@ def build_index(lines: Iterable[tuple[int, bytes]]) -> bytes:
         if header is None:
             header = _parse_index_header(tree)
         elif "end" in tree:
+            check_fields(tree, ("end", "end_offset", "filter_b64"))
             end = tree
             offsets.append(_offset(tree, "end_offset", offsets))
         else:
+            check_fields(tree, ("offset",), ("first_key",))
             key = field_bytes(tree, "first_key")
             assert key is not None
             if first_keys and key <= first_keys[-1]:

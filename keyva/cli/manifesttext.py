@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from keyva.cli.bytetext import field_bytes, json_line, parse_json, put_field
+from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_json, put_field
 from keyva.errors import CorruptionError, InvalidArgumentError
 from keyva.files import FILES
-from keyva.manifest import FileMeta, Manifest, manifest_text, parse_manifest
+from keyva.manifest import FileMeta, LogMeta, Manifest, manifest_text, parse_manifest
 
 __all__ = ["build_manifest", "dump_manifest", "file_fields"]
 
@@ -65,6 +65,7 @@ def build_manifest(lines: Iterable[tuple[int, bytes]]) -> bytes:
             head = _parse_head(tree)
             levels = [[] for _ in range(tree.pop("levels"))]
         elif "log" in tree:
+            check_fields(tree, ("log", *LogMeta.__struct_fields__))
             logs.append({"number": tree.pop("log"), **tree})
         else:
             _add_file(levels, tree)
@@ -85,6 +86,7 @@ def _parse_head(tree: dict[str, Any]) -> dict[str, Any]:
         tree["store_id"] = bytes.fromhex(tree["store_id"])
     except (KeyError, TypeError, ValueError):
         raise InvalidArgumentError("the first line needs a store_id of hexadecimal digits") from None
+    check_fields(tree, Manifest.__struct_fields__)
     count = tree.get("levels")
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 64:
         raise InvalidArgumentError("'levels' must be the number of levels")
@@ -95,12 +97,10 @@ def _add_file(levels: list[list[dict[str, Any]]], tree: dict[str, Any]) -> None:
     level, run = tree.pop("level", None), tree.pop("run", None)
     if not isinstance(level, int) or not 0 <= level < len(levels) or not isinstance(run, int):
         raise InvalidArgumentError("a line is a log, or an SST with its 'level' (below 'levels' of the first line) and 'run'")
-    meta = {name: value for name, value in tree.items() if not name.startswith(_KEYS)}
+    check_fields(tree, FileMeta.__struct_fields__, _KEYS)
+    meta = {name: tree[name] for name in FileMeta.__struct_fields__ if name in tree and name not in _KEYS}
     for name in _KEYS:
         meta[name] = field_bytes(tree, name)
-    for name in [name for name in tree if name.startswith(_KEYS)]:
-        if name.endswith("_sequence"):
-            meta[name] = tree[name]
     try:
         meta["crc32c"] = int(meta["crc32c"], 16)
     except (KeyError, TypeError, ValueError):

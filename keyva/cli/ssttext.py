@@ -24,7 +24,7 @@ import msgspec
 
 from keyva.batch import Batch
 from keyva.block import BLOCK_HEADER_BYTES, CODECS, decode_block, encode_block, encode_map, parse_block
-from keyva.cli.bytetext import field_bytes, json_line, parse_json, put_field
+from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_json, put_field
 from keyva.cli.manifesttext import file_fields
 from keyva.errors import CorruptionError, InvalidArgumentError, KeyvaError
 from keyva.filename import index_path, sst_path
@@ -37,6 +37,8 @@ __all__ = ["build_sst", "dump_sst"]
 
 _CODEC_NAMES = {number: name for name, number in CODECS.items()}
 Header = TypeVar("Header", bound=msgspec.Struct)
+_BLOCK_FIELDS = ("block", "offset", "codec", "entries", "stored_b64", "raw_bytes")
+_END_FIELDS = ("end", "blocks", "entries", "tombstones")
 _HEADER_PEEK = struct.Struct("<8sII")
 
 
@@ -152,6 +154,7 @@ def parse_header(tree: dict[str, Any], kind: str, header_type: type[Header]) -> 
     """Build a format's header of the first line; raises `InvalidArgumentError`."""
     if tree.pop("file", None) != kind:
         raise InvalidArgumentError(f'the first line must have "file": "{kind}"')
+    check_fields(tree, header_type.__struct_fields__)
     try:
         tree["store_id"] = bytes.fromhex(tree["store_id"])
         return msgspec.convert(tree, header_type, builtin_types=(bytes,))
@@ -181,11 +184,13 @@ class _Builder:
             self._write_block()
             self._block, self._block_line = {}, tree
             self._ended = "end" in tree
+            check_fields(tree, _END_FIELDS if self._ended else _BLOCK_FIELDS, ("smallest", "largest") if self._ended else ())
             if not self._ended and tree.get("codec") not in CODECS:
                 raise InvalidArgumentError(f"a block's codec must be one of {', '.join(CODECS)}")
             return
         if self._block is None:
             raise InvalidArgumentError("an entry stands before the first block line")
+        check_fields(tree, (), ("key", "value"))
         key, value = field_bytes(tree, "key"), field_bytes(tree, "value", nullable=True)
         assert key is not None
         if len(key) > KEY_BYTES_MAX:

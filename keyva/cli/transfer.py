@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import click
 
-from keyva.cli.bytetext import field_bytes, json_line, numbered_lines, parse_json, put_field
+from keyva.cli.bytetext import check_fields, field_bytes, json_line, numbered_lines, parse_json, put_field
 from keyva.cli.data import sync_option
 from keyva.cli.main import store_options, target_of
 from keyva.cli.scan import check_range, range_options
@@ -33,7 +33,6 @@ __all__ = ["dump", "load"]
 BATCH_ENTRIES_MAX = 1000
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 _PROGRESS_EVERY = 500  # entries between two updates of the bar
-_FIELDS = {"key", "key_b64", "key_hex", "value", "value_b64", "value_hex"}
 
 
 class _Progress(Protocol):
@@ -164,8 +163,7 @@ def _load_lines(client: Client, stream: IO[bytes], name: str, sync: bool | None)
 
 def _parse_entry(line: bytes) -> tuple[bytes, bytes]:
     entry = parse_json(line)
-    if entry.keys() - _FIELDS:
-        raise InvalidArgumentError(f"unknown field {min(entry.keys() - _FIELDS)!r}")
+    check_fields(entry, (), ("key", "value"))
     key, value = field_bytes(entry, "key"), field_bytes(entry, "value")
     assert key is not None
     assert value is not None

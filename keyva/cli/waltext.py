@@ -20,12 +20,14 @@ from typing import Any
 import msgspec
 
 from keyva.batch import Batch, decode_trusted, encode_batch
-from keyva.cli.bytetext import field_bytes, json_line, parse_json, put_field
+from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_json, put_field
 from keyva.errors import InvalidArgumentError
 from keyva.files import FILES
 from keyva.wal import HEADER_BYTES, LOG_BYTES_MAX, RECORD_MAGIC, LogHeader, Record, decode_record, encode_record
 
 __all__ = ["build_wal", "dump_wal"]
+
+_RECORD_FIELDS = ("record", "first_sequence", "synced", "client", "request", "entries", "payload_b64")
 
 
 def dump_wal(path: str, as_hex: bool = False) -> Iterator[bytes]:
@@ -97,8 +99,10 @@ def build_wal(lines: Iterable[tuple[int, bytes]]) -> bytes:
         if builder is None:
             builder = _Builder(tree)
         elif "zeros" in tree:
+            check_fields(tree, ("zeros",))
             builder.append(bytes(_whole(tree, "zeros", 0)))
         elif "damage" in tree:
+            check_fields(tree, ("damage", "offset", "bytes_b64"))
             builder.append(_base64(tree, "bytes_b64"))
             builder.sequence = None
         else:
@@ -114,6 +118,7 @@ class _Builder:
     def __init__(self, tree: dict[str, Any]) -> None:
         if tree.get("file") != "wal":
             raise InvalidArgumentError('the first line must have "file": "wal"')
+        check_fields(tree, ("file", "number", "store_id", "first_sequence"))
         try:
             store_id = bytes.fromhex(tree["store_id"])
         except (KeyError, TypeError, ValueError):
@@ -138,6 +143,7 @@ class _Builder:
 
     def append_record(self, tree: dict[str, Any]) -> None:
         """Append the record of a line."""
+        check_fields(tree, _RECORD_FIELDS)
         offset = len(self.data)
         if "record" in tree:
             self._moved[_whole(tree, "record")] = offset
@@ -163,6 +169,7 @@ def _payload(tree: dict[str, Any]) -> tuple[bytes, int]:
         raise InvalidArgumentError("'entries' must be a list of objects")
     batch: Batch = {}
     for entry in tree["entries"]:
+        check_fields(entry, (), ("key", "value"))
         key = field_bytes(entry, "key")
         assert key is not None
         if key in batch:
