@@ -239,19 +239,22 @@ class Lock:
             self.held = False
 
     @staticmethod
-    def is_held(path: str) -> bool:
-        """Say whether some process holds the lock exclusively now, without taking it. Costs three system calls."""
+    def is_held(path: str, *, also_shared: bool = False) -> bool:
+        """Say whether some process holds the lock exclusively (``also_shared``: in any way) now, without taking it.
+
+        Costs three system calls.
+        """
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
             if _LINUX:
-                probe = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+                probe = _FLOCK.pack(fcntl.F_WRLCK if also_shared else fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
                 answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, probe)
                 return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
             try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(fd, (fcntl.LOCK_EX if also_shared else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             except OSError:
                 return True
             return False

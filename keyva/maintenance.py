@@ -18,7 +18,7 @@ import msgspec
 
 from keyva.compaction import Step, apply_step, last_level, level_capacity, pending_bytes, pick_manual, pick_step
 from keyva.errors import CorruptionError, KeyvaError, NoSpaceError, by_name
-from keyva.filename import parse_number
+from keyva.filename import index_path, parse_number, sst_path
 from keyva.jobs import CompactionJob, FlushJob, Job, JobResult, RemoveJob
 from keyva.manifest import FileMeta, Manifest, Run
 from keyva.rewrite import flush_batch
@@ -209,6 +209,15 @@ class Maintenance:
             self._finish_compaction(job, step, result)
         else:
             log.info("ignored the result of job %d, which is not under way", result.id)
+            self._discard(result)
+
+    def _discard(self, result: JobResult) -> None:
+        """Remove what a job of an earlier writer has left; its numbers were never in a manifest and never will be."""
+        live = self.store.manifest.all_files()
+        for file in result.files:
+            if file.number not in live:
+                self.store.files.unlink(sst_path(self.store.directory, file.number))
+                self.store.files.unlink(index_path(self.store.directory, file.number))
 
     def _finish_flush(self, job: FlushJob, result: JobResult) -> None:
         try:
