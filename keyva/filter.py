@@ -19,10 +19,12 @@ hash_key = xxh3_64_intdigest
 
 _RATE_PER_BIT = 0.6185  # false positives fall by this factor per bit and key (Bloom 1970, with the best number of hashes)
 
+_BITS_MIN = 2.0  # rbloom takes no hash function at all below 1.5, and no bits at all for few keys
+
 
 def build_filter(hashes: Iterable[int], keys: int, bits_per_key: float) -> Filter:
-    """Build a filter for ``keys`` hashes at ``bits_per_key``."""
-    bloom = Bloom(max(1, keys), _RATE_PER_BIT**bits_per_key, int)
+    """Build a filter for ``keys`` hashes at ``bits_per_key``, of which there are at least 2."""
+    bloom = Bloom(max(1, keys), _RATE_PER_BIT ** max(_BITS_MIN, bits_per_key), int)
     bloom.update(hashes)
     return bloom
 
