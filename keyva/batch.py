@@ -81,7 +81,7 @@ class BatchCodec:
         self._value_bytes_max = value_bytes_max
         key = Annotated[bytes, msgspec.Meta(max_length=KEY_BYTES_MAX)]
         value = Annotated[bytes, msgspec.Meta(max_length=value_bytes_max)]
-        self._decode = msgspec.msgpack.Decoder(dict[key, value | None]).decode  # type: ignore[valid-type]
+        self._decode = msgspec.msgpack.Decoder(dict[key, value | None]).decode
 
     def decode(self, payload: bytes | memoryview) -> Batch:
         """Decode and check a batch from outside; raises `InvalidArgumentError` naming what is wrong. Hot: 0.06 us per entry."""

@@ -25,6 +25,7 @@ Pieces = tuple[list[bytes], list[bytes | None]]
 
 _MEMTABLE_PIECE = 256
 _READAHEAD_BLOCKS = 32
+_READAHEAD_BYTES = 512 * 1024
 
 
 class Source:
@@ -111,7 +112,7 @@ class RunSource(Source):
                 or (self._stop is not None and table.index.first_keys[block] >= self._stop)
             ):
                 return None
-            first, last = block, min(blocks, block + self._readahead)
+            first, last = block, table.reach(block, self._readahead, _READAHEAD_BYTES)
             self._block = last
         else:
             if block is None:
@@ -120,7 +121,7 @@ class RunSource(Source):
                     block = bisect_left(table.index.first_keys, self._stop) - 1
             if block < 0 or (block + 1 < blocks and table.index.first_keys[block + 1] <= start):
                 return None
-            first, last = max(0, block + 1 - self._readahead), block + 1
+            first, last = table.reach_back(block + 1, self._readahead, _READAHEAD_BYTES), block + 1
             self._block = first - 1
         keys, values = self._load(table, first, last)
         self._readahead = min(2 * self._readahead, _READAHEAD_BLOCKS)

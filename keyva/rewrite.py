@@ -31,6 +31,7 @@ Progress = Callable[[int], None]
 _CHUNK_ENTRIES = 4096
 _CHUNK_BYTES = 1024 * 1024
 _PIECE_BLOCKS = 16
+_PIECE_BYTES = 512 * 1024
 
 
 def run_job(directory: str, job: Job, options: Options, progress: Progress, files: Files = FILES) -> JobResult:
@@ -130,7 +131,7 @@ class _Input:
                 self._file += 1
                 self._block = -1
                 continue
-            last = min(len(first_keys), self._block + _PIECE_BLOCKS)
+            last = table.reach(self._block, _PIECE_BLOCKS, _PIECE_BYTES)
             self._load(table, self._block, last)
             self._block = last
             self._cut(low, high)

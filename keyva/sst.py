@@ -393,6 +393,22 @@ class Table:
         """Return the number of the block that would hold ``key``; -1 when it is below the first."""
         return bisect_right(self.index.first_keys, key) - 1
 
+    def reach(self, first: int, count: int, bytes_max: int) -> int:
+        """Return where a read of up to ``count`` blocks from ``first`` on ends, so that it takes at most ``bytes_max`` or one block."""
+        offsets = self.index.offsets
+        last = min(len(offsets) - 1, first + count)
+        if offsets[last] - offsets[first] > bytes_max:
+            last = max(first + 1, bisect_right(offsets, offsets[first] + bytes_max, first, last) - 1)
+        return last
+
+    def reach_back(self, last: int, count: int, bytes_max: int) -> int:
+        """Return where a read of up to ``count`` blocks that ends before ``last`` begins; the same limits."""
+        offsets = self.index.offsets
+        first = max(0, last - count)
+        while first < last - 1 and offsets[last] - offsets[first] > bytes_max:
+            first += 1
+        return first
+
     def read_block(self, number: int) -> Batch:
         """Read and decode block ``number``. Hot: about 6 us."""
         offsets = self.index.offsets

@@ -230,6 +230,11 @@ class View(Reads):
         assert self._version is not None
         return self._version.manifest
 
+    @property
+    def position(self) -> int:
+        """The commit position that has been applied."""
+        return self._position
+
     def lag_bytes(self) -> int:
         """Bytes of committed log that the view has not applied yet (of the active log alone when it changed)."""
         log, offset = split_position(self._words[0])
