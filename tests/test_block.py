@@ -115,6 +115,7 @@ class TestNonsenseWithAGoodChecksum:
     def test_any_bytes(self, stored: bytes, codec: int, raw_bytes: int, entries: int) -> None:
         block = with_checksum(struct.pack("<IIIIB3x", 0, len(stored), raw_bytes, entries, codec) + stored)
         try:
-            assert len(decode_block(block, SALT, OFFSET, "f")) == entries
-        except CorruptionError as error:
-            assert error.offset == OFFSET
+            decoded = decode_block(block, SALT, OFFSET, "f")
+        except CorruptionError:
+            return
+        assert len(decoded) == entries

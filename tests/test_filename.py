@@ -28,7 +28,19 @@ def test_temporary_files_are_recognised(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["5.sst", "000005", "000005.sst~", "000005.log", "x000005.sst", "000005.sst.bak", "0000005.sst", "", "-00005.sst", "٠٠٠٠٠٥.sst", "000005.sst\n"],
+    [
+        "5.sst",
+        "000005",
+        "000005.sst~",
+        "000005.log",
+        "x000005.sst",
+        "000005.sst.bak",
+        "0000005.sst",
+        "",
+        "-00005.sst",
+        "٠٠٠٠٠٥.sst",
+        "000005.sst\n",
+    ],
 )
 def test_names_that_keyva_does_not_give_are_not_taken(name: str) -> None:
     assert parse_number(name) is None

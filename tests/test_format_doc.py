@@ -53,7 +53,7 @@ def u64(value: int) -> bytes:
     return struct.pack("<Q", value)
 
 
-def unpack_map(data: bytes) -> Any:
+def unpack_map(data: bytes | memoryview) -> Any:
     return msgspec.msgpack.decode(data)
 
 

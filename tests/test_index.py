@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from typing import Any
 
 import msgspec
 import pytest
@@ -83,7 +84,7 @@ def test_sections_in_another_order_are_noticed() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"version": 2}, {"features": ["ribbon_filter"]}])
-def test_newer_versions_and_features_are_refused_as_newer(changes: dict[str, object]) -> None:
+def test_newer_versions_and_features_are_refused_as_newer(changes: dict[str, Any]) -> None:
     with pytest.raises(FormatVersionError, match="newer"):
         decode_index(good(**changes), "f")
 
@@ -102,7 +103,7 @@ def test_fields_of_a_later_version_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"blocks": 2}, {"blocks": 4}])
-def test_an_index_that_contradicts_itself_is_refused(changes: dict[str, object]) -> None:
+def test_an_index_that_contradicts_itself_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(CorruptionError, match="another number of blocks"):
         decode_index(good(**changes), "f")
 

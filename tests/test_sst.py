@@ -4,6 +4,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -106,7 +107,7 @@ class TestGoodFiles:
     def test_blocks_have_about_the_size_they_should(self, store_dir: str) -> None:
         build(store_dir, many(), codec="none", block_size=4096)
         offsets = Table(store_dir, 5).index.offsets
-        sizes = [after - before - BLOCK_HEADER_BYTES for before, after in zip(offsets, offsets[1:], strict=False)]
+        sizes = [after - before - BLOCK_HEADER_BYTES for before, after in pairwise(offsets)]
         assert 3000 < sum(sizes) / len(sizes) < 5000
         assert max(sizes) <= 2 * 4096
 
@@ -133,6 +134,23 @@ class TestGoodFiles:
         build(store_dir, {b"b": b"1", b"d": b"2"}, block_size=1)
         table = Table(store_dir, 5)
         assert [table.find_block(key) for key in (b"", b"a", b"b", b"c", b"d", b"e")] == [-1, -1, 0, 0, 1, 1]
+
+    @pytest.mark.parametrize("count", [1, 3, 1000])
+    @pytest.mark.parametrize("bytes_max", [0, 100, 700, 10**6])
+    def test_a_read_of_many_blocks_keeps_its_limits(self, store_dir: str, count: int, bytes_max: int) -> None:
+        build(store_dir, many(200), codec="none", block_size=256)
+        table = Table(store_dir, 5)
+        offsets = table.index.offsets
+        blocks = len(offsets) - 1
+        for at in range(blocks):
+            last = table.reach(at, count, bytes_max)
+            first = table.reach_back(at + 1, count, bytes_max)
+            assert at < last <= min(blocks, at + count)
+            assert max(0, at + 1 - count) <= first <= at
+            assert last == at + 1 or offsets[last] - offsets[at] <= bytes_max
+            assert first == at or offsets[at + 1] - offsets[first] <= bytes_max
+            assert last in (blocks, at + count) or offsets[last + 1] - offsets[at] > bytes_max
+            assert first in (0, at + 1 - count) or offsets[at + 1] - offsets[first - 1] > bytes_max
 
     def test_no_bits_mean_no_filter(self, store_dir: str) -> None:
         build(store_dir, SMALL, bits=0)
@@ -239,7 +257,7 @@ class TestDamage:
         offsets = Table(store_dir, 5).index.offsets
         path = Path(sst_path(store_dir, 5))
         data = path.read_bytes()
-        blocks = [data[before:after] for before, after in zip(offsets, offsets[1:], strict=False)]
+        blocks = [data[before:after] for before, after in pairwise(offsets)]
         assert len(set(map(len, blocks))) == 1
         path.write_bytes(data[: offsets[0]] + blocks[1] + blocks[0] + data[offsets[2] :])
         with pytest.raises(CorruptionError, match="checksum"):
