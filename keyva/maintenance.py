@@ -162,7 +162,7 @@ class Maintenance:
                 return self._start(step)
             self._take_step(step, ())
             self.store.counters["moves"] += len(step.moves)
-            log.info("moved %d SSTs from level %d to level %d", len(step.moves), step.level, step.target_level)
+            log.debug("moved %d SSTs from level %d to level %d", len(step.moves), step.level, step.target_level)
         return None
 
     def _pick(self) -> Step | None:
@@ -265,7 +265,7 @@ class Maintenance:
         store.drop_oldest_memtable(job.log)
         store.counters["flushes"] += 1
         store.counters["flushed_bytes"] += built.size_bytes
-        log.info("flushed log %d: %d entries, %d bytes in SST %d", job.log, built.entries, built.size_bytes, built.number)
+        log.debug("flushed log %d: %d entries, %d bytes in SST %d", job.log, built.entries, built.size_bytes, built.number)
 
     def _finish_compaction(self, job: CompactionJob | RemoveJob, step: Step | None, result: JobResult) -> None:
         self._compaction = None
@@ -288,7 +288,7 @@ class Maintenance:
         counters["copied_blocks"] += result.copied_blocks
         counters["compacted_bytes_read"] += job.input_bytes
         counters["compacted_bytes_written"] += sum(file.size_bytes for file in result.files)
-        log.info(
+        log.debug(
             "compacted level %d into level %d: %d bytes in, %d SSTs out", step.level, step.target_level, job.input_bytes, len(result.files)
         )
 
