@@ -313,7 +313,9 @@ def recover_log(path: str, *, sealed_bytes: int | None, count_entries: object = 
         try:
             expected += count_entries(record.payload)
         except msgspec.MsgspecError as error:  # whole, but no batch: not damage
-            raise FormatVersionError(f"{path}: record at offset {position} holds no batch this keyva knows ({error}); use a newer one") from None
+            raise FormatVersionError(
+                f"{path}: record at offset {position} holds no batch this keyva knows ({error}); use a newer one"
+            ) from None
         records.append(record)
         position = record.end
     if sealed_bytes is not None and position != sealed_bytes:

@@ -396,6 +396,16 @@ class TestThePage:
         for name in (*header, *footer, *index, *manifest, *manifest["logs"][0], *manifest["levels"][0][0]["files"][0]):
             assert f"`{name}`" in DOC, name
 
+    def test_the_fields_of_node_are_those_that_are_written(self, tmp_path: Path) -> None:
+        from keyva.endpoints import NodeInfo, ipc_endpoints, write_node_info
+
+        endpoints = ipc_endpoints("/d", 2, "tcp://127.0.0.1:7000")
+        write_node_info(str(tmp_path), NodeInfo(pid=1, version="1", directory="/d", started_at=1.0, endpoints=endpoints))
+        node = json.loads((tmp_path / "NODE").read_bytes())
+        section = DOC[DOC.index("\n## NODE") : DOC.index("\n## Versions")]
+        for name in (*node, *node["endpoints"]):
+            assert f"`{name}`" in section, name
+
 
 def test_a_golden_file_is_made_the_same_today(tmp_path: Path) -> None:
     """Not the compressed ones: another release of a compressor may give other bytes for the same block."""
