@@ -10,12 +10,14 @@ macOS: `fdatasync` is F_FULLFSYNC there (a plain fsync does not reach the platte
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from keyva.errors import KeyvaError, NoSpaceError
 
@@ -25,6 +27,23 @@ _LINUX = sys.platform.startswith("linux")
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, length, pid
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _IOV_MAX = 1024
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def _load_sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    if not _LINUX:
+        return None
+    try:
+        function = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return cast("Callable[[int, int, int, int], int]", function)
+
+
+_sync_file_range = _load_sync_file_range()
 
 
 def translate(error: OSError, doing: str) -> KeyvaError | OSError:
@@ -104,6 +123,11 @@ class Files:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
         else:
             os.fsync(fd)
+
+    def start_writeback(self, fd: int, offset: int, length: int) -> None:
+        """Have the kernel begin to write a range to the disk, without waiting. Promises nothing: only a sync after it does."""
+        if _sync_file_range is not None:
+            _sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
     def fsync_dir(self, path: str) -> None:
         """Make the names in a directory survive a power cut."""

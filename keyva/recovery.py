@@ -161,10 +161,10 @@ def _replay(
 
     found = recover_log(path, sealed_bytes=meta.sealed_bytes, count_entries=count, files=files)
     if found.header.number != meta.number or found.header.store_id != manifest.store_id:
-        raise CorruptionError(f"this is log {found.header.number} of another store or place", path, 12)
+        raise CorruptionError(f"this is log {found.header.number} of another store or place", path, 16)
     if found.header.first_sequence != meta.first_sequence:
         raise CorruptionError(
-            f"log begins with sequence number {found.header.first_sequence}, the manifest says {meta.first_sequence}", path, 28
+            f"log begins with sequence number {found.header.first_sequence}, the manifest says {meta.first_sequence}", path, 40
         )
     for record, (entries, value) in zip(found.records, counted, strict=True):
         answer = (record.first_sequence + entries - 1, value)

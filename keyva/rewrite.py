@@ -60,6 +60,8 @@ def _flush(directory: str, job: FlushJob, options: Options, progress: Progress, 
         return len(batch)
 
     log = recover_log(path, sealed_bytes=job.sealed_bytes, count_entries=count, files=files)
+    if log.header.store_id != job.store_id:
+        raise CorruptionError("log belongs to another store", path, 24)
     sequences = (log.header.first_sequence, log.next_sequence - 1)
     built = flush_batch(directory, entries, job.output, job.store_id, sequences, options, progress, files)
     return JobResult(id=job.id, files=(built,))

@@ -96,6 +96,7 @@ class Store(Reads):
         except BaseException:
             self._lock.release()
             raise
+        self._failed = False
         self._codec = BatchCodec(options.max_value_size)
         self._default_sync = options.durability == "sync"
         self.counters = dict.fromkeys(
@@ -164,8 +165,7 @@ class Store(Reads):
             decoded.append((at, batch, value))
             sync = sync or (self._default_sync if request.sync is None else request.sync)
         if batches:
-            failure = self._commit_group(batches, sync)
-            self._answer_group(requests, decoded, results, failure)
+            self._commit_group(requests, batches, decoded, results, sync)
         return [results[result] if type(result) is int else result for result in results]
 
     def _resolve(self, request: WriteRequest, changes: Batch | None) -> tuple[bytes, Batch, int | None]:
@@ -183,53 +183,57 @@ class Store(Reads):
         batch: Batch = {key: b"%d" % value}
         return encode_batch(batch), batch, value
 
-    def _commit_group(self, batches: list[tuple[bytes, int, int, int]], sync: bool) -> KeyvaError | None:
+    def _commit_group(
+        self,
+        requests: Sequence[WriteRequest],
+        batches: list[tuple[bytes, int, int, int]],
+        decoded: list[tuple[int, Batch, int | None]],
+        results: list[Any],
+        sync: bool,
+    ) -> None:
+        """Append and sync the group's batches, add them to the memtable, publish, and fill in their results."""
         before = self._log.offset
+        sequence = self._next_sequence - 1
         try:
-            next_sequence = self._log.append(batches, self._next_sequence)
+            self._next_sequence = self._log.append(batches, self._next_sequence)
         except OSError as error:
             found = translate(error, "writing to the log")
             self.counters["write_errors"] += 1
-            if isinstance(found, NoSpaceError):
-                return found
-            raise FatalError(f"{self._log.path}: write failed: {error}") from error
+            if not isinstance(found, NoSpaceError):
+                raise FatalError(f"{self._log.path}: write failed: {error}") from error
+            for at, _, _ in decoded:
+                results[at] = found
+            return
+        # The memtable changes while the kernel writes; nobody reads it before the sync, after whose failure this process stops
+        if sync:
+            self._log.start_sync()
+        memtable = self._memtables[-1]
+        layered = False
+        for at, batch, _ in decoded:
+            layered = memtable.apply(batch, len(requests[at].payload) or 64) or layered
         if sync:
             self._sync()
-        self._next_sequence = next_sequence
+        if layered:
+            self._refresh_state()
+        position = self.position
+        for at, batch, value in decoded:
+            sequence += len(batch)
+            request = requests[at]
+            results[at] = answer = (sequence, value)
+            self.requests.add(request.client, request.request, request.floor, position, answer)
+        self._publish()
         self.counters["wal_bytes"] += self._log.offset - before
         self.counters["groups"] += 1
-        return None
+        self.counters["batches"] += len(decoded)
+        self.counters["writes"] += sum([len(batch) for _, batch, _ in decoded])
 
     def _sync(self) -> None:
         try:
             self._log.sync()
         except OSError as error:
+            self._failed = True
             raise FatalError(f"{self._log.path}: fdatasync failed: {error}; what is durable is not known, stopping to recover") from error
         self.counters["wal_syncs"] += 1
-
-    def _answer_group(
-        self, requests: Sequence[WriteRequest], decoded: list[tuple[int, Batch, int | None]], results: list[Any], error: KeyvaError | None
-    ) -> None:
-        if error is not None:
-            for at, _, _ in decoded:
-                results[at] = error
-            return
-        memtable = self._memtables[-1]
-        position = self.position
-        sequence = self._next_sequence - sum(len(batch) for _, batch, _ in decoded) - 1
-        layered = False
-        for at, batch, value in decoded:
-            request = requests[at]
-            layered = memtable.apply(batch, len(request.payload) or 64) or layered
-            sequence += len(batch)
-            answer = (sequence, value)
-            results[at] = answer
-            self.requests.add(request.client, request.request, request.floor, position, answer)
-        self.counters["batches"] += len(decoded)
-        self.counters["writes"] = self._next_sequence - 1
-        if layered:
-            self._refresh_state()
-        self._publish()
 
     def _publish(self) -> None:
         self._pulse.publish(self.position, self.manifest.generation)
@@ -323,10 +327,11 @@ class Store(Reads):
     def close(self) -> None:
         """Make everything durable and let the directory go. Reading goes on to work in snapshots only."""
         if self._lock.held:
-            try:
-                self._log.seal()
-            except OSError as error:
-                log.error("%s: sealing at the end failed: %s", self._log.path, error)
+            if not self._failed:  # after a failed sync another one would only claim success
+                try:
+                    self._log.seal()
+                except OSError as error:
+                    log.error("%s: sealing at the end failed: %s", self._log.path, error)
             self._log.close()
             self.cache.clear()
             self._pulse.close()

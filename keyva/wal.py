@@ -43,6 +43,7 @@ RECORD_BYTES = _HEAD.size + _FIELDS.size  # 48
 LOG_BYTES_MAX = 2**32 - 1
 """PULSE keeps the offset in 32 bits."""
 
+_WRITEBACK_BYTES = 32 * 1024
 _ALLOCATE_BYTES = 8 * 1024 * 1024
 _ZEROS = bytes(RECORD_BYTES)
 
@@ -207,6 +208,12 @@ class LogWriter:
                 raise
             self._allocated = end + length
             return
+
+    def start_sync(self) -> None:
+        """Have the kernel begin to write what was appended, so that `sync` waits less: 75 instead of 175 us for 118 KB on ext4 when
+        100 us of other work lie between. Only worth its system call for large groups."""
+        if self.offset - self.synced >= _WRITEBACK_BYTES:
+            self._files.start_writeback(self._fd, self.synced, self.offset - self.synced)
 
     def sync(self) -> None:
         """Make all appended records survive a power cut. An error here is final: the caller must stop (see `Store`)."""

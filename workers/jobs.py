@@ -7,6 +7,7 @@ learns of them.
 from __future__ import annotations
 
 import logging
+import os
 import time
 
 import msgspec
@@ -24,6 +25,8 @@ __all__ = ["JobWorker"]
 
 log = logging.getLogger("keyva.jobs")
 _ASK_AGAIN_S = 1.0
+NICENESS = 10
+"""Clients' reads and writes go first; when flusher or compactor fall behind, writes wait and leave them the processor."""
 
 
 class _StoppedError(Exception):
@@ -51,6 +54,7 @@ class JobWorker:
     def run(self) -> None:
         """Work until the node says stop."""
         worker = self._worker
+        os.nice(NICENESS)
         worker.tell("ready")
         while not worker.stopping:
             worker.beat("idle")
