@@ -231,6 +231,11 @@ class View(Reads):
         return self._version.manifest
 
     @property
+    def committed_position(self) -> int:
+        """The commit position as the writer has published it."""
+        return self._words[0]
+
+    @property
     def position(self) -> int:
         """The commit position that has been applied."""
         return self._position

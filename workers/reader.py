@@ -145,8 +145,8 @@ class Reader:
                 break
         return values
 
-    def _snapshot(self, _: bytes) -> int:
-        return self._hold(self._view.snapshot())
+    def _snapshot(self, body: bytes) -> int:
+        return self._hold(self._source(decode_body(body, int | None) or 0).snapshot())
 
     def _release(self, body: bytes) -> None:
         entry = self._held.pop(decode_body(body, int), None)

@@ -1,0 +1,174 @@
+"""One connection to one server process: a request at a time, answers matched by number, repeats when the answer stays away.
+
+Invariants: a channel is used by one thread at a time and has one request outstanding, so its request number is also the floor; a repeat
+has the number of its original; a channel that gave up on a request is closed, never used again; nothing waits without a limit.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from keyva.errors import OutcomeUnknownError, ProtocolError, UnavailableError
+from keyva.protocol import ERROR, FLAG_REPEATED, OK, PROTOCOL_VERSION, WAIT, Request, decode_body, decode_error, decode_response, encode
+
+__all__ = ["Answer", "Channel", "Curve"]
+
+_QUICK_MS = 50
+_RESEND_FIRST_S = 0.5
+_RESEND_MAX_S = 4.0
+_WAIT_EXTENDS_S = 5.0
+_WAIT_TOTAL_S = 3600.0
+_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+
+class Curve(NamedTuple):
+    """Keys for an encrypted connection: the server's public key and the client's pair, all Z85 text as bytes."""
+
+    server_key: bytes
+    public_key: bytes
+    secret_key: bytes
+
+
+class Answer(NamedTuple):
+    """An answer's body, still encoded, and the commit position that came with it."""
+
+    body: bytes
+    position: int
+
+
+class Channel:
+    """A DEALER connected to ``endpoint``."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str, curve: Curve | None = None) -> None:
+        self.endpoint = endpoint
+        self.client = int.from_bytes(os.urandom(8), "little") | 1
+        self.broken = False
+        self.position = 0
+        self.answered_at = 0.0
+        self._number = 0
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 16)
+        self._socket.setsockopt(zmq.RCVHWM, 64)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        if endpoint.startswith("tcp://"):
+            self._socket.setsockopt(zmq.IPV6, 1 if "[" in endpoint else 0)
+            self._socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+            self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
+        if curve is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key)
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public_key)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret_key)
+        self._monitor = self._socket.get_monitor_socket(_EVENTS)
+        self._socket.connect(endpoint)
+
+    def call(
+        self,
+        op: str,
+        body: bytes,
+        *,
+        timeout_s: float,
+        flags: int = 0,
+        as_of: int = 0,
+        changes: bool = False,
+        on_silence: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        """Send a request and return its answer; raises the error that was answered.
+
+        Without an answer it is sent again: at once when the connection was lost and is back, else after 0.5, 1, 2, 4 s. After
+        ``timeout_s`` (a server that says it is waiting extends that) raises `UnavailableError`, or `OutcomeUnknownError` when the
+        request ``changes`` something. ``on_silence`` is called while
+        there is no answer, at most every 50 ms; it may bring the server back, or raise when nobody will ever answer.
+        """
+        self._number += 1
+        number = self._number
+        header = Request(PROTOCOL_VERSION, op, self.client, number, number, as_of, flags)
+        deadline = started = time.monotonic()
+        deadline += timeout_s
+        self._send(header, body)
+        poll = self._socket.poll
+        resend_s, resend_at, reason = _RESEND_FIRST_S, started + _RESEND_FIRST_S, ""
+        wait_ms = _QUICK_MS
+        while True:
+            if poll(wait_ms):
+                response, frame = self._receive()
+                if response is None or response.request != number:
+                    continue  # of a request that an earlier try sent twice
+                self.position = max(self.position, response.position)
+                self.answered_at = time.monotonic()
+                if response.status == OK:
+                    return Answer(frame, response.position)
+                if response.status == ERROR:
+                    raise decode_error(frame)
+                if response.status == WAIT:
+                    reason = str(decode_body(frame))[:500]
+                    now = time.monotonic()
+                    deadline = min(max(deadline, now + _WAIT_EXTENDS_S), started + _WAIT_TOTAL_S)
+                    resend_at = now + _RESEND_MAX_S
+                continue
+            try:
+                on_silence()
+            except Exception:
+                self.broken = True
+                raise
+            now = time.monotonic()
+            back = self._connection_is_back()
+            if now >= deadline:
+                self.broken = True
+                raise self._gave_up(op, now - started, reason, changes)
+            if back or now >= resend_at:
+                header.flags |= FLAG_REPEATED
+                self._send(header, body)
+                if not back:
+                    resend_s = min(2 * resend_s, _RESEND_MAX_S)
+                resend_at = now + resend_s
+
+    def _send(self, header: Request, body: bytes) -> None:
+        try:
+            self._socket.send_multipart([encode(header), body], zmq.NOBLOCK, copy=len(body) < 65536)
+        except zmq.Again:
+            pass  # not connected, and the queue is full of earlier tries
+
+    def _receive(self) -> tuple[Any, bytes]:
+        frames = self._socket.recv_multipart()
+        if len(frames) != 2:
+            self.broken = True
+            raise ProtocolError(f"{self.endpoint} answered with {len(frames)} frames, not 2")
+        try:
+            return decode_response(frames[0]), frames[1]
+        except ProtocolError:
+            self.broken = True
+            raise
+
+    def _connection_is_back(self) -> bool:
+        """Say whether the connection was lost and made anew since the last look: what was in flight is gone then."""
+        back = False
+        while self._monitor.poll(0):
+            event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            if event == zmq.EVENT_DISCONNECTED:
+                self._lost = True
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._lost:
+                back, self._lost = True, False
+        return back
+
+    _lost = False
+
+    def _gave_up(self, op: str, waited_s: float, reason: str, changes: bool) -> Exception:
+        text = f"{self.endpoint} did not answer {op!r} in {waited_s:.1f} s{f' (it last said: {reason})' if reason else ''}"
+        if changes:
+            return OutcomeUnknownError(f"{text}; the change may or may not have been made")
+        return UnavailableError(text)
+
+    def close(self) -> None:
+        """Close the connection; what was not sent is dropped."""
+        self.broken = True
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
