@@ -119,11 +119,11 @@ def _waiting(title: str) -> Any:
 
 
 @click.command()
-@click.argument("directory", type=click.Path(), metavar="[DIR]", required=False)
+@click.argument("folder", type=click.Path(), metavar="[DIR]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a process; `since` in seconds since 1970.")
 @store_options
 @click.pass_context
-def ps(ctx: click.Context, directory: str | None, as_json: bool) -> None:
+def ps(ctx: click.Context, folder: str | None, as_json: bool) -> None:
     """List the node's processes.
 
     Of the node that serves DIR (or --dir): role, pid, state, since when, restarts. A table on a terminal; in a pipe one
@@ -134,6 +134,7 @@ def ps(ctx: click.Context, directory: str | None, as_json: bool) -> None:
       keyva ps ./data
       keyva ps ./data --json | jq 'select(.restarts > 0)'
     """
+    directory = folder
     if directory is None:
         directory, _ = target_of(ctx).locate()
         if directory is None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from keyva import Client
 
-__all__ = ["Target", "cli", "main", "store_options", "target_of"]
+__all__ = ["Interrupted", "Target", "cli", "main", "store_options", "target_of"]
 
 EXIT_OK = 0
 EXIT_NOT_FOUND = 1
@@ -101,11 +101,11 @@ class Target:
         assert directory is not None
         if not create and not _holds_store(directory):
             raise StoreError(f"there is no store in {directory}")
-        with keyva.open(directory) as client:
+        with keyva.open(directory, timeout_s=self.timeout_s) as client:
             yield client
 
     def _curve(self) -> dict[str, str]:
-        found = {"curve_secret_file": self.curve_key, "curve_server_file": self.curve_server_key}
+        found = {"curve_secret_key_file": self.curve_key, "curve_server_key": self.curve_server_key}
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -119,6 +119,10 @@ def _holds_store(directory: str) -> bool:
         return True
     except FileNotFoundError:
         return False
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: the user wanted it
+    """Is raised when Ctrl-C ended a command that has something to say about it."""
 
 
 class _PipeClosedError(Exception):
@@ -177,6 +181,8 @@ def _judge(error: BaseException) -> tuple[int, str]:
             # Python would complain when it flushes standard output at exit; whoever read it has gone.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return EXIT_BROKEN_PIPE, ""
+        case Interrupted():
+            return EXIT_INTERRUPTED, str(error)
         case KeyboardInterrupt() | click.Abort():
             return EXIT_INTERRUPTED, ""
         case click.UsageError():
@@ -231,7 +237,7 @@ def store_options(command: Command) -> Command:
             "timeout_s",
             type=click.FloatRange(min=0, min_open=True),
             metavar="SECONDS",
-            help="How long to wait for an answer of --endpoint.  [default: 30]",
+            help="How long to wait for an answer.  [default: 30]",
             expose_value=False,
             callback=_store,
         ),
@@ -264,6 +270,7 @@ def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> Non
 
 
 @click.group(
+    name="keyva",
     cls=_LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

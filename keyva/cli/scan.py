@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
@@ -15,9 +15,17 @@ from keyva.cli.main import store_options, target_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["check_range", "range_options", "scan"]
+__all__ = ["Bounds", "check_range", "range_options", "scan"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Bounds(TypedDict, total=False):
+    """The bounds that were given, as arguments of `Client.iterator`."""
+
+    prefix: bytes
+    start: bytes
+    stop: bytes
 
 
 def range_options(command: Command) -> Command:
@@ -31,12 +39,18 @@ def range_options(command: Command) -> Command:
     return command
 
 
-def check_range(prefix: str | None, start: str | None, stop: str | None, *, as_hex: bool) -> dict[str, bytes]:
-    """Return the arguments for `Client.iterator`; raises `click.UsageError` when --prefix meets another bound."""
+def check_range(prefix: str | None, start: str | None, stop: str | None, *, as_hex: bool) -> Bounds:
+    """Parse the options; raises `click.UsageError` when --prefix meets another bound."""
     if prefix is not None and (start is not None or stop is not None):
         raise click.UsageError("--prefix excludes --from and --to")
-    given = {"prefix": prefix, "start": start, "stop": stop}
-    return {name: parse_argument(text, as_hex=as_hex) for name, text in given.items() if text is not None}
+    bounds = Bounds()
+    if prefix is not None:
+        bounds["prefix"] = parse_argument(prefix, as_hex=as_hex)
+    if start is not None:
+        bounds["start"] = parse_argument(start, as_hex=as_hex)
+    if stop is not None:
+        bounds["stop"] = parse_argument(stop, as_hex=as_hex)
+    return bounds
 
 
 @click.command()

@@ -21,8 +21,8 @@ import click
 
 from keyva.cli.bytetext import check_fields, field_bytes, json_line, numbered_lines, parse_json, put_field
 from keyva.cli.data import sync_option
-from keyva.cli.main import store_options, target_of
-from keyva.cli.scan import check_range, range_options
+from keyva.cli.main import Interrupted, store_options, target_of
+from keyva.cli.scan import Bounds, check_range, range_options
 from keyva.errors import InvalidArgumentError, KeyvaError, OutcomeUnknownError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["dump", "load"]
 
 BATCH_ENTRIES_MAX = 1000
-BATCH_BYTES_MAX = 4 * 1024 * 1024
+BATCH_BYTES_MAX = 1024 * 1024
 _PROGRESS_EVERY = 500  # entries between two updates of the bar
 
 
@@ -94,7 +94,7 @@ def dump(ctx: click.Context, file: str, prefix: str | None, start: str | None, s
         raise
 
 
-def _dump_entries(client: Client, out: IO[bytes], bounds: dict[str, bytes], as_hex: bool) -> None:
+def _dump_entries(client: Client, out: IO[bytes], bounds: Bounds, as_hex: bool) -> None:
     count = written = 0
     with progress_bar("dump", None) as show, client.iterator(**bounds) as entries:
         for key, value in entries:
@@ -145,18 +145,18 @@ def _load_lines(client: Client, stream: IO[bytes], name: str, sync: bool | None)
     with progress_bar("load", _size_of(stream)) as show:
         try:
             for number, line in numbered_lines(stream):
+                batch.make_room(len(line))
                 try:
                     batch.add(number, *_parse_entry(line))
                 except InvalidArgumentError as error:
                     batch.write()
                     raise InvalidArgumentError(f"{name}: line {number}: {error}; {batch.done()}") from None
                 bytes_read += len(line)
-                if batch.is_full():
-                    batch.write()
+                batch.make_room(0)
+                if number % _PROGRESS_EVERY == 0:
                     show(bytes_read, batch.entries)
         except KeyboardInterrupt:
-            click.echo(f"keyva: {name}: interrupted; {batch.done()}", err=True)
-            raise
+            raise Interrupted(f"{name}: interrupted; {batch.done()}") from None
         batch.write()
     return batch.entries
 
@@ -192,8 +192,10 @@ class _Pending:
         self._bytes += len(key) + len(value)
         self._waiting += 1
 
-    def is_full(self) -> bool:
-        return self._waiting >= BATCH_ENTRIES_MAX or self._bytes >= BATCH_BYTES_MAX
+    def make_room(self, size_bytes: int) -> None:
+        """Write what waits when it is as much as one batch should hold together with ``size_bytes`` more."""
+        if self._waiting >= BATCH_ENTRIES_MAX or self._bytes + size_bytes >= BATCH_BYTES_MAX:
+            self.write()
 
     def write(self) -> None:
         """Write what waits, atomically; an error says which lines are in the store."""
