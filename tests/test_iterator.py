@@ -1,0 +1,255 @@
+"""Iterators are held against plyvel's own words (its documentation, "Iterators") and against a plain model of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyva.errors import ClosedError, InvalidArgumentError
+from keyva.iterator import Entries, Iterator, prefix_end, range_bounds
+from keyva.options import RESERVED_PREFIX
+
+DATA = {b"%02d" % key: b"v%d" % key for key in range(0, 40, 2)}
+
+
+class Fetcher:
+    """Serves entries of a dict in pieces of ``size``."""
+
+    def __init__(self, data: dict[bytes, bytes], size: int = 3) -> None:
+        self.data = data
+        self.size = size
+        self.calls = 0
+
+    def __call__(self, start: bytes, stop: bytes, reverse: bool) -> Entries:
+        self.calls += 1
+        keys = sorted((key for key in self.data if start <= key < stop), reverse=reverse)
+        for at in range(0, len(keys), self.size):
+            piece = keys[at : at + self.size]
+            yield piece, [self.data[key] for key in piece]
+
+
+def iterate(data: dict[bytes, bytes] = DATA, size: int = 3, low: bytes = b"", high: bytes = RESERVED_PREFIX, **settings: Any) -> Iterator:
+    return Iterator(Fetcher(data, size), low, high, **settings)
+
+
+class ModelIterator:
+    """plyvel's iterator over a sorted list: a position between entries."""
+
+    def __init__(self, entries: list[tuple[bytes, bytes]], reverse: bool) -> None:
+        self.entries = entries
+        self.reverse = reverse
+        self.at = len(entries) if reverse else 0
+
+    def step(self, forward: bool) -> tuple[bytes, bytes] | None:
+        if forward != self.reverse:
+            if self.at == len(self.entries):
+                return None
+            self.at += 1
+            return self.entries[self.at - 1]
+        if self.at == 0:
+            return None
+        self.at -= 1
+        return self.entries[self.at]
+
+    def seek(self, target: bytes) -> None:
+        self.at = bisect_left(self.entries, (target,))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_random_walks_match_the_model(reverse: bool, size: int) -> None:
+    random = Random(size)
+    for _ in range(40):
+        low, high = sorted((b"%02d" % random.randrange(41), b"%02d" % random.randrange(41)))
+        found = iterate(size=size, low=low, high=high, reverse=reverse)
+        model = ModelIterator(sorted((k, v) for k, v in DATA.items() if low <= k < high), reverse)
+        walk: list[str] = []
+        for _ in range(60):
+            step = random.choice(["next"] * 6 + ["prev"] * 5 + ["seek", "start", "stop", "for"])
+            walk.append(step)
+            if step == "next":
+                assert next(found, None) == model.step(True), walk
+            elif step == "prev":
+                try:
+                    got: Any = found.prev()
+                except StopIteration:
+                    got = None
+                assert got == model.step(False), walk
+            elif step == "seek":
+                target = b"%02d" % random.randrange(41)
+                found.seek(target)
+                model.seek(target)
+            elif step == "start":
+                found.seek_to_start()
+                model.at = 0
+            elif step == "stop":
+                found.seek_to_stop()
+                model.at = len(model.entries)
+            else:  # leave a loop early, then go on by hand
+                for count, entry in enumerate(found):
+                    assert entry == model.step(True), walk
+                    if count == 4:
+                        break
+                else:
+                    assert model.step(True) is None
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_loop_gives_everything_in_order(reverse: bool) -> None:
+    assert list(iterate(reverse=reverse)) == sorted(DATA.items(), reverse=reverse)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"include_value": False}, sorted(DATA)),
+        ({"include_key": False}, [DATA[key] for key in sorted(DATA)]),
+        ({"include_key": False, "include_value": False}, [None] * len(DATA)),
+    ],
+)
+def test_keys_or_values_alone(settings: dict[str, bool], wanted: list[Any]) -> None:
+    assert list(iterate(**settings)) == wanted
+
+
+def test_prev_after_next_gives_the_same_entry() -> None:
+    found = iterate()
+    assert next(found) == (b"00", b"v0")
+    assert found.prev() == (b"00", b"v0")
+    with pytest.raises(StopIteration):
+        found.prev()
+    assert next(found) == (b"00", b"v0")
+
+
+def test_prev_from_the_end_walks_back_to_the_beginning() -> None:
+    found = iterate()
+    list(found)
+    back = []
+    for _ in range(len(DATA)):
+        back.append(found.prev())
+    assert back == sorted(DATA.items(), reverse=True)
+    with pytest.raises(StopIteration):
+        found.prev()
+
+
+def test_an_end_that_was_reached_stays_reached() -> None:
+    found = iterate()
+    assert len(list(found)) == len(DATA)
+    assert list(found) == []
+    with pytest.raises(StopIteration):
+        next(found)
+
+
+def test_seek_moves_below_the_target_and_stays_in_the_range() -> None:
+    found = iterate(low=b"10", high=b"20")
+    found.seek(b"13")
+    assert next(found) == (b"14", b"v14")
+    found.seek(b"00")
+    assert next(found) == (b"10", b"v10")
+    found.seek("99")
+    with pytest.raises(StopIteration):
+        next(found)
+    assert found.prev() == (b"18", b"v18")
+
+
+def test_seek_in_a_reversed_iterator_gives_the_entry_below() -> None:
+    found = iterate(reverse=True)
+    found.seek(b"14")
+    assert next(found) == (b"12", b"v12")
+    found.seek(b"13")
+    assert next(found) == (b"12", b"v12")
+    assert found.prev() == (b"12", b"v12")
+
+
+def test_the_state_may_be_changed_inside_a_loop() -> None:
+    found = iterate()
+    seen = []
+    for key, _ in found:
+        seen.append(key)
+        if key == b"04":
+            found.seek(b"30")
+    assert seen == [b"00", b"02", b"04", b"30", b"32", b"34", b"36", b"38"]
+
+
+def test_a_range_that_is_upside_down_is_empty() -> None:
+    assert list(iterate(low=b"20", high=b"10")) == []
+    assert list(iterate(low=b"20", high=b"10", reverse=True)) == []
+
+
+def test_an_iterator_fetches_in_one_stream() -> None:
+    fetcher = Fetcher(DATA)
+    found = Iterator(fetcher, b"", RESERVED_PREFIX)
+    list(found)
+    assert fetcher.calls == 1
+
+
+def test_close_lets_the_snapshot_go_once() -> None:
+    closed: list[int] = []
+    with iterate(on_close=lambda: closed.append(1)) as found:
+        next(found)
+    found.close()
+    assert closed == [1]
+    calls: list[Any] = [found.__next__, found.prev, found.seek_to_start, found.seek_to_stop, lambda: found.seek(b"1"), lambda: iter(found)]
+    for call in calls:
+        with pytest.raises(ClosedError):
+            call()
+
+
+def test_a_forgotten_iterator_lets_its_snapshot_go() -> None:
+    closed: list[int] = []
+    found = iterate(on_close=lambda: closed.append(1))
+    next(found)
+    del found
+    assert closed == [1]
+
+
+def test_a_loop_ends_when_the_iterator_is_closed_inside_it() -> None:
+    found = iterate()
+    seen = []
+    for key, _ in found:
+        seen.append(key)
+        found.close()
+    assert seen[0] == b"00"
+    assert len(seen) <= 3
+
+
+def test_seek_refuses_what_is_no_key() -> None:
+    found = iterate()
+    with pytest.raises(TypeError):
+        found.seek(7)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError):
+        found.seek(b"\xff\xff1")
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "include_start", "include_stop", "wanted"),
+    [
+        (None, None, True, False, (b"", b"\xff\xff")),
+        (b"a", b"c", True, False, (b"a", b"c")),
+        (b"a", b"c", False, False, (b"a\0", b"c")),
+        (b"a", b"c", True, True, (b"a", b"c\0")),
+        ("ä", "ö", False, True, ("ä".encode() + b"\0", "ö".encode() + b"\0")),
+        (None, b"\xff\xff\xff", True, True, (b"", b"\xff\xff")),
+    ],
+)
+def test_range_bounds(start: Any, stop: Any, include_start: bool, include_stop: bool, wanted: tuple[bytes, bytes]) -> None:
+    assert range_bounds(start, stop, include_start, include_stop, None) == wanted
+
+
+def test_a_prefix_excludes_start_and_stop() -> None:
+    with pytest.raises(TypeError):
+        range_bounds(b"a", None, True, False, b"p")
+    with pytest.raises(TypeError):
+        range_bounds(None, b"a", True, False, b"p")
+    with pytest.raises(TypeError):
+        range_bounds(7, None, True, False, None)  # type: ignore[arg-type]
+
+
+@given(st.binary(max_size=4), st.binary(max_size=5))
+def test_a_prefix_range_holds_exactly_the_keys_with_that_prefix(prefix: bytes, key: bytes) -> None:
+    if key < RESERVED_PREFIX:
+        assert (prefix <= key < prefix_end(prefix)) == key.startswith(prefix)

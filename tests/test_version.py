@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from storetools import SMALL, STORE_ID, damage, make_run, write_sst
+
+from keyva.batch import Batch
+from keyva.cache import BlockCache
+from keyva.errors import CorruptionError
+from keyva.filename import index_path, sst_path
+from keyva.manifest import LogMeta, Manifest, Run
+from keyva.memtable import MISSING
+from keyva.version import Version, open_version
+
+
+def manifest_of(*levels: tuple[Run, ...]) -> Manifest:
+    return Manifest(
+        store_id=STORE_ID, generation=2, last_sequence=1, next_number=1000, logs=(LogMeta(number=999, first_sequence=2),), levels=levels
+    )
+
+
+def opened(directory: str, *levels: tuple[Run, ...], capacity_bytes: int = 1 << 20) -> Version:
+    return open_version(directory, manifest_of(*levels), {}, BlockCache(capacity_bytes, 3600))
+
+
+def entries(first: int, last: int, value: bytes | None) -> Batch:
+    return {b"%04d" % key: value for key in range(first, last)}
+
+
+def test_the_newest_run_that_has_the_key_answers(store_dir: str) -> None:
+    oldest = make_run(store_dir, 1, entries(0, 100, b"old"), entries(100, 200, b"old"))
+    middle = make_run(store_dir, 2, entries(50, 150, b"middle"))
+    newest = make_run(store_dir, 3, {b"0060": None, b"0070": b"new"})
+    version = opened(store_dir, (newest, middle), (oldest,))
+    assert version.get(b"0049") == b"old"
+    assert version.get(b"0050") == version.get(b"0149") == b"middle"
+    assert version.get(b"0060") is None
+    assert version.get(b"0070") == b"new"
+    assert version.get(b"0199") == b"old"
+    for absent in (b"", b"00601", b"0200", b"\xfe"):
+        assert version.get(absent) is MISSING
+
+
+@pytest.mark.parametrize("bits", [0.0, 10.0])
+def test_every_key_is_found_with_and_without_filters(store_dir: str, bits: float) -> None:
+    options = msgspec.structs.replace(SMALL, bloom_filter_bits=bits)
+    batch: Batch = {b"%04d" % (2 * key): b"%d" % key for key in range(300)}
+    version = opened(store_dir, (make_run(store_dir, 1, batch, options=options),))
+    assert all(version.get(key) == value for key, value in batch.items())
+    assert all(version.get(b"%04d" % (2 * key + 1)) is MISSING for key in range(300))
+
+
+def test_entries_below_a_raised_smallest_are_no_part_of_the_store(store_dir: str) -> None:
+    (file,) = make_run(store_dir, 1, entries(0, 100, b"cut")).files
+    trimmed = Run(id=1, files=(msgspec.structs.replace(file, smallest=b"0050"),))
+    below = make_run(store_dir, 2, entries(0, 50, b"moved"))
+    version = opened(store_dir, (trimmed,), (below,))
+    assert version.get(b"0049") == b"moved"
+    assert version.get(b"0050") == b"cut"
+
+
+def test_the_next_version_opens_only_what_is_new(store_dir: str) -> None:
+    first, second = make_run(store_dir, 1, entries(0, 10, b"1")), make_run(store_dir, 2, entries(10, 20, b"2"))
+    cache = BlockCache(0, 3600)
+    before = open_version(store_dir, manifest_of((first,)), {}, cache)
+    after = open_version(store_dir, manifest_of((second, first)), before.tables, cache)
+    assert after.tables[10] is before.tables[10]
+    assert set(after.tables) == {10, 20}
+
+
+def test_a_file_that_was_removed_is_read_on(store_dir: str) -> None:
+    version = opened(store_dir, (make_run(store_dir, 1, entries(0, 100, b"1")),), capacity_bytes=0)
+    for path in (sst_path(store_dir, 10), index_path(store_dir, 10)):
+        os.unlink(path)
+    assert version.get(b"0042") == b"1"
+    assert not Path(index_path(store_dir, 10)).exists(), "the index of a removed file is not brought back"
+
+
+def test_descriptors_are_closed_with_the_last_version(store_dir: str) -> None:
+    version = opened(store_dir, (make_run(store_dir, 1, entries(0, 100, b"1")),))
+    descriptor = version.tables[10]._fd
+    os.fstat(descriptor)
+    del version
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
+
+
+def test_a_missing_file_is_a_file_not_found(store_dir: str) -> None:
+    run = make_run(store_dir, 1, entries(0, 10, b"1"))
+    os.unlink(sst_path(store_dir, 10))
+    with pytest.raises(FileNotFoundError):
+        opened(store_dir, (run,))
+
+
+def test_a_file_of_another_size_or_store_is_refused(store_dir: str) -> None:
+    (file,) = make_run(store_dir, 1, entries(0, 10, b"1")).files
+    with pytest.raises(CorruptionError, match="the manifest says"):
+        opened(store_dir, (Run(id=1, files=(msgspec.structs.replace(file, size_bytes=file.size_bytes + 1),)),))
+    foreign = msgspec.structs.replace(manifest_of((Run(id=1, files=(file,)),)), store_id=bytes(16))
+    with pytest.raises(CorruptionError, match="another store"):
+        open_version(store_dir, foreign, {}, BlockCache(0, 3600))
+
+
+def test_a_block_is_read_once_and_then_cached(store_dir: str) -> None:
+    version = opened(store_dir, (make_run(store_dir, 1, entries(0, 100, b"1")),))
+    assert version.get(b"0042") == b"1"
+    assert version.cache.misses == 1
+    os.truncate(sst_path(store_dir, 10), 0)
+    assert version.get(b"0042") == b"1"
+    version.cache.clear()
+
+
+def test_a_damaged_block_fails_its_own_keys_only(store_dir: str) -> None:
+    file = write_sst(store_dir, 10, [entries(0, 10, b"1"), entries(10, 20, b"1"), entries(20, 30, b"1")])
+    version = opened(store_dir, (Run(id=1, files=(file,)),))
+    offset = version.tables[10].index.offsets[1]
+    damage(sst_path(store_dir, 10), offset + 30)
+    for _ in range(2):  # damage is never cached
+        with pytest.raises(CorruptionError, match="checksum") as caught:
+            version.get(b"0015")
+        assert (caught.value.path, caught.value.offset) == (sst_path(store_dir, 10), offset)
+    assert version.get(b"0005") == version.get(b"0025") == b"1"
+    version.cache.clear()
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged", "cut short"])
+def test_an_index_that_is_missing_or_damaged_is_rebuilt_byte_by_byte(store_dir: str, harm: str) -> None:
+    run = make_run(store_dir, 1, entries(0, 100, b"1"))
+    path = Path(index_path(store_dir, 10))
+    good = path.read_bytes()
+    if harm == "missing":
+        path.unlink()
+    elif harm == "damaged":
+        damage(str(path), len(good) // 2)
+    else:
+        path.write_bytes(good[:-1])
+    version = opened(store_dir, (run,))
+    assert version.get(b"0042") == b"1"
+    assert version.tables[10].index_rebuilt
+    assert path.read_bytes() == good
