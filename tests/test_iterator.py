@@ -128,9 +128,7 @@ def test_prev_after_next_gives_the_same_entry() -> None:
 def test_prev_from_the_end_walks_back_to_the_beginning() -> None:
     found = iterate()
     list(found)
-    back = []
-    for _ in range(len(DATA)):
-        back.append(found.prev())
+    back = [found.prev() for _ in DATA]
     assert back == sorted(DATA.items(), reverse=True)
     with pytest.raises(StopIteration):
         found.prev()
