@@ -14,6 +14,7 @@ __all__ = [
     "MANIFEST",
     "NODE",
     "PULSE",
+    "REQUESTS",
     "START_LOCK",
     "WRITER_LOCK",
     "index_path",
@@ -28,6 +29,7 @@ START_LOCK = "start.lock"
 CLIENTS_LOCK = "clients.lock"
 MANIFEST = "MANIFEST"
 PULSE = "PULSE"
+REQUESTS = "REQUESTS"
 NODE = "NODE"
 
 _NUMBERED = re.compile(r"([0-9]{6}|[1-9][0-9]{6,9})\.(wal|sst|index)(\.[0-9a-z.-]*tmp)?")

@@ -253,6 +253,7 @@ class Maintenance:
         run = Run(id=store.take_numbers(1)[0], files=(built,))
         manifest = store.manifest
         levels = ((run, *manifest.levels[0]), *manifest.levels[1:])
+        store.save_requests()
         self._commit(
             _replace(
                 manifest,

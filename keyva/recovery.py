@@ -19,7 +19,7 @@ import msgspec
 
 from keyva.batch import decode_trusted
 from keyva.errors import CorruptionError, StoreError
-from keyva.filename import MANIFEST, parse_number, sst_path, wal_path
+from keyva.filename import MANIFEST, REQUESTS, parse_number, sst_path, wal_path
 from keyva.files import Files
 from keyva.manifest import LogMeta, Manifest, load_manifest, store_manifest
 from keyva.memtable import Memtable
@@ -73,7 +73,7 @@ def recover(directory: str, files: Files, progress: Callable[[], None]) -> Recov
         store_manifest(directory, manifest, files)
     _check_files(directory, manifest, files)
     covered_from = position_of(manifest.logs[0].number, 0) if manifest.logs else 0
-    requests = RequestTable(covered_from)
+    requests = _load_requests(directory, covered_from, files)
     memtables: list[Memtable] = []
     active: RecoveredLog | None = None
     next_sequence = manifest.last_sequence + 1
@@ -108,6 +108,7 @@ def recover(directory: str, files: Files, progress: Callable[[], None]) -> Recov
         obsolete=(*manifest.obsolete, *old),
     )
     try:
+        files.write_atomic(os.path.join(directory, REQUESTS), requests.encode(position_of(number, 0)))
         store_manifest(directory, recovered, files)
     except BaseException:
         writer.close()
@@ -115,6 +116,14 @@ def recover(directory: str, files: Files, progress: Callable[[], None]) -> Recov
     if not first_start:
         _sweep(directory, recovered, files)
     return Recovered(recovered, memtables, writer, next_sequence, requests, active.dropped_bytes if active else 0)
+
+
+def _load_requests(directory: str, oldest_live: int, files: Files) -> RequestTable:
+    try:
+        table = RequestTable.decode(files.read_file(os.path.join(directory, REQUESTS)), oldest_live)
+    except FileNotFoundError:
+        table = None
+    return table or RequestTable(oldest_live)
 
 
 def _check_files(directory: str, manifest: Manifest, files: Files) -> None:
@@ -200,5 +209,5 @@ def _sweep(directory: str, manifest: Manifest, files: Files) -> None:
                 log.info("removing %s, which the manifest does not name", os.path.join(folder, entry))
                 files.unlink(os.path.join(folder, entry))
     for entry in files.listdir(directory):
-        if entry.startswith(MANIFEST + ".") and entry.endswith(".tmp"):
+        if entry.startswith((MANIFEST + ".", REQUESTS + ".")) and entry.endswith(".tmp"):
             files.unlink(os.path.join(directory, entry))

@@ -28,7 +28,7 @@ from keyva.errors import (
     NotACounterError,
     StoreLockedError,
 )
-from keyva.filename import WRITER_LOCK
+from keyva.filename import REQUESTS, WRITER_LOCK
 from keyva.files import FILES, Files, Lock, translate
 from keyva.manifest import LogMeta, Manifest, load_manifest, store_manifest
 from keyva.memtable import Memtable
@@ -300,6 +300,14 @@ class Store(Reads):
             self.commit(msgspec.structs.replace(self.manifest, next_number=first + count + _NUMBERS_RESERVED))
         self._next_number = first + count
         return tuple(range(first, first + count))
+
+    def save_requests(self) -> None:
+        """Write the request table to its file; done before a log is given up, whose records it could be filled from. Raises `NoSpaceError`
+        or `FatalError`."""
+        try:
+            self.files.write_atomic(os.path.join(self.directory, REQUESTS), self.requests.encode(self.position))
+        except OSError as error:
+            raise self._disk_error(error, "writing the request table") from error
 
     def commit(self, manifest: Manifest, *, publish: bool = True) -> None:
         """Make ``manifest`` (with the next generation number) the truth. Raises `NoSpaceError` when the old one still is, or `FatalError`."""
