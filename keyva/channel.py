@@ -7,18 +7,19 @@ has the number of its original; a channel that gave up on a request is closed, n
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from keyva.errors import OutcomeUnknownError, ProtocolError, UnavailableError
 from keyva.protocol import ERROR, FLAG_REPEATED, OK, PROTOCOL_VERSION, WAIT, Request, decode_body, decode_error, decode_response, encode
 
 __all__ = ["Answer", "Channel", "Curve"]
 
+_EVENT = struct.Struct("=H")
 _QUICK_MS = 50
 _RESEND_FIRST_S = 0.5
 _RESEND_MAX_S = 4.0
@@ -151,7 +152,8 @@ class Channel:
         """Say whether the connection was lost and made anew since the last look: what was in flight is gone then."""
         back = False
         while self._monitor.poll(0):
-            event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            # a 16-bit event and a 32-bit value, then the endpoint (zmq_socket_monitor(3)); zmq.utils.monitor would load asyncio
+            (event,) = _EVENT.unpack_from(self._monitor.recv_multipart()[0])
             if event == zmq.EVENT_DISCONNECTED:
                 self._lost = True
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._lost:

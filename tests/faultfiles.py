@@ -171,6 +171,10 @@ class FaultFiles(Files):
         self._take(fd, offset + length)
         super().allocate(fd, offset, length)
 
+    def start_writeback(self, fd: int, offset: int, length: int) -> None:
+        self._check("start_writeback")
+        super().start_writeback(fd, offset, length)
+
     def fdatasync(self, fd: int) -> None:
         self._check("fdatasync")
         if fd in self._open:

@@ -379,7 +379,7 @@ class TestThePage:
 
     @pytest.mark.parametrize(
         "section",
-        ["The directory", "Locks", "Batch", "Write-ahead log", "SST", "Block", "Index", "Filter", "Manifest", "PULSE", "NODE"],
+        ["The directory", "Locks", "Batch", "Write-ahead log", "SST", "Block", "Index", "Filter", "Manifest", "PULSE", "REQUESTS", "NODE"],
     )
     def test_every_section_that_the_modules_name_is_there(self, section: str) -> None:
         assert re.search(rf"^#+ {section}$", DOC, re.MULTILINE)
@@ -405,6 +405,25 @@ class TestThePage:
         section = DOC[DOC.index("\n## NODE") : DOC.index("\n## Versions")]
         for name in (*node, *node["endpoints"]):
             assert f"`{name}`" in section, name
+
+
+def test_the_request_table_is_as_written(tmp_path: Path) -> None:
+    from keyva.options import Options
+    from keyva.store import Store, WriteRequest
+
+    store = Store(str(tmp_path), Options())
+    began = store.position
+    store.write(
+        [WriteRequest(increment=(b"n", 5), client=77, request=3, floor=2), WriteRequest(payload=b"\x81\xc4\x01a\xc0", client=9, request=1)]
+    )
+    store.save_requests()
+    data = (tmp_path / "REQUESTS").read_bytes()
+    assert data[:8] == b"KEYVAREQ"
+    assert struct.unpack_from("<I", data, 8)[0] == crc(data[12:])
+    version, covered_from, covered_to, clients = msgspec.msgpack.decode(data[12:])
+    assert (version, covered_from <= began, covered_to) == (1, True, store.position)
+    assert clients == [[77, 2, store.position, [[3, 1, 5]]], [9, 0, store.position, [[1, 2, None]]]]
+    store.close()
 
 
 def test_a_golden_file_is_made_the_same_today(tmp_path: Path) -> None:

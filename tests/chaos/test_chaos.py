@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from nodes import eventually, is_alive
 
 import keyva
 from keyva.client import node_processes
-from nodes import eventually, is_alive
 
 SETTINGS = Path(__file__).with_name("settings.json")
 SECONDS = float(os.environ.get("KEYVA_CHAOS_SECONDS", "15"))

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from nodes import RunningNode
 
 import keyva
-from nodes import RunningNode
 
 KEYS = st.one_of(
     st.binary(max_size=3).filter(lambda key: key[:2] != b"\xff\xff"),
@@ -197,6 +197,11 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=8, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, phases=(Phase.explicit, Phase.reuse, Phase.generate)
+    max_examples=8,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )
 TestMachine = pytest.mark.timeout(300)(Machine.TestCase)
