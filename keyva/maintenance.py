@@ -272,8 +272,9 @@ class Maintenance:
         self._compaction = None
         retry = self._retry["compact"]
         try:
+            if self._note_damage(result):
+                return  # the next step leaves the file out, so there is nothing to wait for
             if result.error:
-                self._note_damage(result)
                 raise by_name(result.error, result.message)
             if isinstance(job, RemoveJob) or step is None:
                 self._removed.update(job.numbers if isinstance(job, RemoveJob) else ())
@@ -302,12 +303,15 @@ class Maintenance:
         self.store.commit(_replace(manifest, obsolete=tuple(number for number in manifest.obsolete if number not in removed)))
         self._removed = removed & set(self.store.manifest.obsolete)
 
-    def _note_damage(self, result: JobResult) -> None:
+    def _note_damage(self, result: JobResult) -> bool:
+        """Remember the live SST that a job found damaged; says whether there was one."""
         if result.error == CorruptionError.__name__:
             parsed = parse_number(os.path.basename(result.path))
             if parsed is not None and parsed[0] in self.store.manifest.all_files():
                 self.damaged[parsed[0]] = result.message
                 log.error("SST %d is damaged and is left out of compaction: %s", parsed[0], result.message)
+                return True
+        return False
 
     # What users ask for
 

@@ -1,0 +1,139 @@
+"""Damaged files: noticed, named with file and offset, never answered with wrong data."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from damage import flip, refused_line
+from nodes import RunningNode, eventually
+
+import keyva
+
+SMALL = ("--write-buffer-size=65536", "--level0-file-num-compaction-trigger=8", "--block-size=512", "--compression=none")
+
+
+def fill(db: keyva.Client, count: int, *, seed: int = 1) -> dict[bytes, bytes]:
+    rng = random.Random(seed)
+    entries = {b"key-%05d" % number: rng.randbytes(100) for number in range(count)}
+    db.put_many(entries)
+    return entries
+
+
+def test_a_torn_tail_is_cut_off_and_logged_with_offset_and_bytes(tmp_path: Path) -> None:
+    with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
+        db.put("a", "1")
+        db.put("b", "2")
+        node.kill()
+    (log,) = (tmp_path / "d" / "wal").glob("*.wal")
+    data = log.read_bytes().rstrip(b"\0")
+    log.write_bytes(data[:-1])  # as if the last record had reached the disk in part
+    with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
+        assert db.get("a") == b"1"
+        assert db.get("b") is None
+        assert db.stats()["recovered_dropped_bytes"] > 0
+    (line,) = [line for line in node.log if "torn tail" in line]
+    assert str(log) in line
+    assert "offset" in line
+    assert "bytes" in line
+
+
+def test_damage_in_the_middle_of_a_log_is_refused(tmp_path: Path) -> None:
+    with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
+        for number in range(20):
+            db.put(f"key-{number}", "value")
+        node.kill()
+    (log,) = (tmp_path / "d" / "wal").glob("*.wal")
+    flip(log, 200)
+    before = log.read_bytes()
+    line = refused_line(tmp_path / "d")
+    assert str(log) in line
+    assert "offset" in line
+    assert log.read_bytes() == before
+
+
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    with RunningNode(tmp_path / "d"):
+        pass
+    flip(tmp_path / "d" / "MANIFEST", 30)
+    line = refused_line(tmp_path / "d")
+    assert str(tmp_path / "d" / "MANIFEST") in line
+    assert "offset" in line
+
+
+def test_a_missing_sst_is_named(tmp_path: Path) -> None:
+    with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
+        fill(db, 10)
+        db.flush()
+    (sst,) = (tmp_path / "d" / "sst").glob("*.sst")
+    sst.unlink()
+    assert str(sst) in refused_line(tmp_path / "d")
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged", "cut short"])
+def test_an_index_is_rebuilt_from_its_sst(tmp_path: Path, how: str) -> None:
+    with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
+        entries = fill(db, 500)
+        db.flush()
+    (index,) = (tmp_path / "d" / "sst").glob("*.index")
+    good = index.read_bytes()
+    if how == "missing":
+        index.unlink()
+    elif how == "damaged":
+        flip(index, len(good) // 2)
+    else:
+        index.write_bytes(good[: len(good) // 2])
+    with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db, keyva.connect(node.endpoint) as remote:
+        assert dict(db.iterator()) == entries
+        assert dict(remote.iterator()) == entries
+        eventually(lambda: index.exists() and index.read_bytes() == good, "the index is there again")
+
+
+def test_a_damaged_sst_stops_its_compaction_but_not_the_store(tmp_path: Path) -> None:
+    with RunningNode(tmp_path / "d", *SMALL) as node, keyva.open(node.directory) as db:
+        entries = fill(db, 300)
+        db.flush()
+        (sst,) = (tmp_path / "d" / "sst").glob("*.sst")
+        node.stop()
+        flip(sst, sst.stat().st_size // 2)
+    with RunningNode(tmp_path / "d", *SMALL) as node, keyva.open(node.directory) as db, keyva.connect(node.endpoint) as remote:
+        for reads in (db, remote):
+            wrong = 0
+            for key, value in entries.items():
+                try:
+                    assert reads.get(key) == value
+                except keyva.CorruptionError as error:
+                    assert error.path == str(sst)
+                    assert error.offset > 0
+                    assert str(sst) in str(error)
+                    wrong += 1
+            assert 0 < wrong < 20
+        for round_number in range(30):  # more than the runs at which writes would wait
+            db.put_many({b"new-%d-%d" % (round_number, number): b"x" * 1000 for number in range(60)})
+            db.flush()
+        with pytest.raises(keyva.CorruptionError, match="damaged"):
+            db.compact_range()
+        stats = db.stats()
+        assert [entry["sst"] for entry in stats["damaged"]] == [int(sst.stem)]
+        assert str(sst) in stats["damaged"][0]["error"]
+        assert db.get("new-29-59") == b"x" * 1000
+        eventually(lambda: db.stats()["levels"][0]["runs"] < 10, "level 0 is merged within itself")
+        assert sst.exists()
+    assert any(str(sst) in line for line in node.log)
+
+
+def test_a_log_damaged_before_its_flush_is_flushed_from_memory(tmp_path: Path) -> None:
+    with RunningNode(tmp_path / "d", "--heartbeat-timeout-s=60") as node, keyva.open(node.directory) as db:
+        entries = fill(db, 300)
+        flusher = node.pid_of("flusher")
+        os.kill(flusher, signal.SIGSTOP)
+        (log,) = (tmp_path / "d" / "wal").glob("*.wal")
+        flip(log, 5000)
+        os.kill(flusher, signal.SIGCONT)
+        db.flush()
+        assert dict(db.iterator()) == entries
+    with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
+        assert dict(db.iterator()) == entries

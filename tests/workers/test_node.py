@@ -1,0 +1,202 @@
+"""The node: why it does not start, how it stops, and what becomes of its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+from crc32c import crc32c
+from nodes import RunningNode, eventually, is_alive
+
+import keyva
+from keyva.client import node_processes
+from keyva.options import OPTION_DOCS, Options
+
+COMMAND = [sys.executable, "-m", "keyva.workers.node"]
+
+
+def refused(*arguments: str, code: int = 1, **options: object) -> str:
+    """Run a node that cannot start and return the one line it says."""
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, cwd="/", check=False, **options)  # type: ignore[call-overload]
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("keyva-node: "), done.stderr
+    return str(lines[-1])
+
+
+class TestRefusals:
+    def test_a_directory_another_node_owns_is_named_with_that_nodes_pid(self, tmp_path: Path) -> None:
+        with RunningNode(tmp_path / "d") as node:
+            assert str(node.process.pid) in refused("--dir", str(tmp_path / "d"))
+
+    def test_a_file_where_the_directory_should_be(self, tmp_path: Path) -> None:
+        (tmp_path / "d").write_text("")
+        assert "is a file" in refused("--dir", str(tmp_path / "d"))
+
+    def test_no_permission(self, tmp_path: Path) -> None:
+        (tmp_path / "d").mkdir(mode=0o500)
+        options: dict[str, object] = {}
+        if os.getuid() == 0:
+            for folder in [tmp_path, *tmp_path.parents][:3]:
+                folder.chmod(folder.stat().st_mode | 0o755)
+            (tmp_path / "d").chmod(0o700)
+            # the interpreter and its packages may be readable to root alone, so they are loaded before the privileges go
+            program = "import os, sys, keyva.workers.node as n, keyva.recovery; os.setgid(65534); os.setuid(65534); sys.exit(n.main())"
+            done = subprocess.run(
+                [sys.executable, "-c", program, "--dir", str(tmp_path / "d")], capture_output=True, text=True, timeout=60, check=False
+            )
+            assert done.returncode == 1
+            assert "no permission" in done.stderr
+        else:
+            assert "no permission" in refused("--dir", str(tmp_path / "d"), **options)
+
+    @pytest.mark.parametrize(
+        ("flags", "named"),
+        [
+            (["--block-size", "12"], "block_size"),
+            (["--block-size", "many"], "block_size"),
+            (["--durability", "never"], "durability"),
+            (["--listen", "tcp://*:7000"], "listen"),
+            (["--listen", "nonsense"], "listen"),
+            (["--curve-server-key-file", "/nowhere"], "curve_client_keys_dir"),
+        ],
+    )
+    def test_a_bad_setting_is_named(self, tmp_path: Path, flags: list[str], named: str) -> None:
+        assert f"'{named}'" in refused("--dir", str(tmp_path / "d"), *flags, code=2)
+        assert not (tmp_path / "d").exists()
+
+    @pytest.mark.parametrize(
+        ("text", "named"), [("blok_size = 4096", "block_size"), ("readers = '2'", "readers"), ("readers 2", "not valid TOML")]
+    )
+    def test_a_bad_setting_in_the_file_is_named(self, tmp_path: Path, text: str, named: str) -> None:
+        (tmp_path / "keyva.toml").write_text(text)
+        assert named in refused("--dir", str(tmp_path / "d"), "--config", str(tmp_path / "keyva.toml"), code=2)
+
+    def test_an_unknown_flag_is_refused(self, tmp_path: Path) -> None:
+        done = subprocess.run([*COMMAND, "--dir", str(tmp_path / "d"), "--no-such"], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "--no-such" in done.stderr
+
+    def test_a_store_of_a_newer_format(self, tmp_path: Path) -> None:
+        with RunningNode(tmp_path / "d"):
+            pass
+        manifest = tmp_path / "d" / "MANIFEST"
+        body = manifest.read_bytes().rpartition(b',\n"crc32c"')[0].replace(b'"format": 1', b'"format": 2')
+        manifest.write_bytes(body + b',\n"crc32c": "%08x"\n}\n' % crc32c(body))
+        assert "newer" in refused("--dir", str(tmp_path / "d"))
+
+    def test_a_missing_manifest_beside_files(self, tmp_path: Path) -> None:
+        with RunningNode(tmp_path / "d"), keyva.open(tmp_path / "d") as db:
+            db.put("a", "1")
+        (tmp_path / "d" / "MANIFEST").unlink()
+        before = sorted((tmp_path / "d" / "wal").iterdir())
+        assert "MANIFEST is missing" in refused("--dir", str(tmp_path / "d"))
+        assert sorted((tmp_path / "d" / "wal").iterdir()) == before
+        with pytest.raises(keyva.StoreError, match="MANIFEST is missing"):
+            keyva.open(tmp_path / "d")
+
+
+class TestSettings:
+    def test_flags_win_over_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "keyva.toml").write_text("readers = 3\nblock_size = 8192\n")
+        with RunningNode(tmp_path / "d", "--config", str(tmp_path / "keyva.toml"), "--readers", "2") as node:
+            assert len(node.readers) == 2
+            with keyva.open(tmp_path / "d", block_size=8192):
+                pass
+
+    def test_help_explains_every_flag(self) -> None:
+        text = " ".join(subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout.split())
+        for field in msgspec.structs.fields(Options):
+            assert f"--{field.name.replace('_', '-')}" in text
+            assert " ".join(OPTION_DOCS[field.name].split())[:30].split("-")[0] in text
+
+
+class TestLife:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_stops_it_cleanly(self, tmp_path: Path, number: int) -> None:
+        with RunningNode(tmp_path / "d") as node:
+            with keyva.open(tmp_path / "d") as db:
+                db.put("a", "1")
+            family = node.family()
+            node.process.send_signal(number)
+            assert node.process.wait(30) == 0
+            assert not any(is_alive(process) for process in family[1:] if "resource_tracker" not in str(process))
+        assert not (tmp_path / "d" / "NODE").exists()
+        assert list((tmp_path / "d" / "run").iterdir()) == []
+        with RunningNode(tmp_path / "d"), keyva.open(tmp_path / "d") as db:
+            assert db.get("a") == b"1"
+            assert db.stats()["recovered_dropped_bytes"] == 0
+
+    def test_killing_the_node_takes_its_workers_within_two_seconds(self, tmp_path: Path) -> None:
+        node = RunningNode(tmp_path / "d")
+        db = keyva.connect(node.endpoint)
+        db.put("a", "1")
+        workers = node.kill()
+        eventually(lambda: not any(is_alive(process) for process in workers), "the workers are gone", 2.0)
+        db.close()
+        node.__exit__()
+        with RunningNode(tmp_path / "d"), keyva.open(tmp_path / "d") as again:
+            assert again.get("a") == b"1"
+
+    @pytest.mark.parametrize("role", ["writer", "flusher", "compactor", "reader-0"])
+    def test_a_killed_worker_is_started_again(self, tmp_path: Path, role: str) -> None:
+        with RunningNode(tmp_path / "d") as node, keyva.connect(node.endpoint) as db:
+            db.put("a", "1")
+            pid = node.pid_of(role)
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: node.pid_of(role) != pid, "a new worker")
+            assert node.restarts_of(role) == 1
+            assert db.increment("n") == 1
+            assert db.get("a") == b"1"
+            db.flush()
+            db.compact_range()
+
+    def test_a_worker_that_hangs_is_replaced(self, tmp_path: Path) -> None:
+        with (
+            RunningNode(tmp_path / "d", "--heartbeat-timeout-s=1.5", "--heartbeat-interval-s=0.2") as node,
+            keyva.open(node.directory) as db,
+        ):
+            pid = node.pid_of("writer")
+            os.kill(pid, signal.SIGSTOP)
+            db.put("a", "1")
+            assert db.get("a") == b"1"
+            assert node.pid_of("writer") != pid
+            assert not psutil.pid_exists(pid)
+
+    def test_it_gives_up_on_a_writer_that_cannot_start(self, tmp_path: Path) -> None:
+        with RunningNode(tmp_path / "d") as node:
+            pid = node.pid_of("writer")
+            (tmp_path / "d" / "MANIFEST").write_bytes(b"damaged")
+            os.kill(pid, signal.SIGKILL)
+            assert node.process.wait(30) == 1
+        assert any("MANIFEST" in line and "offset" in line for line in node.log if line.startswith("keyva-node: "))
+
+    def test_a_path_too_long_for_sockets_works(self, tmp_path: Path) -> None:
+        directory = tmp_path / ("x" * 100) / ("y" * 100)
+        with RunningNode(directory) as node, keyva.open(directory) as db, keyva.connect(node.endpoint) as remote:
+            db.put("a", "1")
+            assert remote.get("a") == b"1"
+            folder = Path(node.endpoint.removeprefix("ipc://")).parent
+            assert folder.stat().st_mode & 0o777 == 0o700
+        assert not folder.exists()
+
+    def test_files_and_directories_are_for_the_owner_alone(self, tmp_path: Path) -> None:
+        with RunningNode(tmp_path / "d"), keyva.open(tmp_path / "d") as db:
+            db.put("a", "1")
+            db.flush()
+            for path in [tmp_path / "d", *(tmp_path / "d").rglob("*")]:
+                if not path.is_socket():
+                    assert path.stat().st_mode & 0o077 == 0, path
+
+    def test_ps_lists_every_process(self, tmp_path: Path) -> None:
+        with RunningNode(tmp_path / "d", "--readers=2") as node:
+            processes = node_processes(node.directory)
+            assert [process["role"] for process in processes] == ["node", "writer", "flusher", "compactor", "reader-0", "reader-1"]
+            assert all(process["state"] == "running" and psutil.pid_exists(process["pid"]) for process in processes)
