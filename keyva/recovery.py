@@ -57,6 +57,8 @@ def prepare_directory(directory: str, files: Files) -> None:
             raise StoreError(f"no permission to use {directory}")
     except PermissionError as error:
         raise StoreError(f"no permission to use {directory}: {error.strerror} ({error.filename})") from error
+    except FileExistsError as error:
+        raise StoreError(f"{directory} is not a directory: {error.filename} is a file") from error
     except NotADirectoryError as error:
         raise StoreError(f"{directory} is not a directory: {error.strerror}") from error
 
