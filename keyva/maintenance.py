@@ -29,7 +29,7 @@ __all__ = ["Maintenance", "Stall"]
 log = logging.getLogger("keyva.maintenance")
 
 _PAUSE_FIRST_S = 0.5
-_PAUSE_MAX_S = 30.0
+_PAUSE_MAX_S = 5.0
 _MANUAL_MAX = 64
 Kind = Literal["flush", "compact"]
 _replace = msgspec.structs.replace
@@ -44,7 +44,7 @@ class Stall(NamedTuple):
 
 
 class _Retry:
-    """Pauses between tries: 0.5 s, doubled up to 30 s."""
+    """Pauses between tries: 0.5 s, doubled up to 5 s."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -60,6 +60,11 @@ class _Retry:
 
     def succeeded(self) -> None:
         self._failures = 0
+        self._not_before = 0.0
+        self.error = ""
+
+    def try_now(self) -> None:
+        """Somebody asked: what failed before no longer counts."""
         self._not_before = 0.0
         self.error = ""
 
@@ -319,6 +324,7 @@ class Maintenance:
         """Begin to flush what is in memory; returns a ticket for `flush_done`. Raises `NoSpaceError` or `FatalError`."""
         if not self.store.memtable_empty:
             self.store.rotate()
+        self._retry["flush"].try_now()
         return self.store.manifest.logs[-1].number
 
     def flush_done(self, ticket: int) -> bool:
@@ -336,6 +342,8 @@ class Maintenance:
             raise KeyvaError(f"{_MANUAL_MAX} compactions are waiting already")
         if not self.store.memtable_empty:
             self.store.rotate()
+        for retry in self._retry.values():
+            retry.try_now()
         self._tickets += 1
         self._manual.append((self._tickets, start, stop))
         return self._tickets
