@@ -246,9 +246,12 @@ class Lock:
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def write_owner(self) -> None:
-        """Write this process's pid into the file, for messages to others."""
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+        """Write this process's pid into the file, for messages to others. A full disk is no reason to fail: the lock is what counts."""
+        try:
+            os.ftruncate(self._fd, os.pwrite(self._fd, b"%d\n" % os.getpid(), 0))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
 
     def owner(self) -> int:
         """Return the pid in the file, 0 when there is none."""

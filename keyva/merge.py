@@ -113,6 +113,8 @@ class RunSource(Source):
             ):
                 return None
             first, last = block, table.reach(block, self._readahead, _READAHEAD_BYTES)
+            if self._stop is not None:  # blocks behind the range cost time, and damage in them is no matter of ours
+                last = min(last, bisect_left(table.index.first_keys, self._stop, block + 1, last))
             self._block = last
         else:
             if block is None:
@@ -122,6 +124,7 @@ class RunSource(Source):
             if block < 0 or (block + 1 < blocks and table.index.first_keys[block + 1] <= start):
                 return None
             first, last = table.reach_back(block + 1, self._readahead, _READAHEAD_BYTES), block + 1
+            first = max(first, bisect_right(table.index.first_keys, start, first, last) - 1)
             self._block = first - 1
         keys, values = self._load(table, first, last)
         self._readahead = min(2 * self._readahead, _READAHEAD_BLOCKS)

@@ -11,6 +11,7 @@ of one moment with the SSTs of an earlier one; a snapshot changes never.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from keyva.wal import HEADER_BYTES, LogTail
 __all__ = ["Reads", "Snapshot", "View"]
 
 _ATTEMPTS_MAX = 20
+_PAUSE_MAX_S = 0.1
 
 State = tuple[tuple[Batch, ...], Version]
 """The memtables' dicts, newest first, and the SSTs under them."""
@@ -252,7 +254,7 @@ class View(Reads):
                 raise ClosedError("the view is closed")
             missing: OSError | None = None
             loaded = -1
-            for _ in range(_ATTEMPTS_MAX):
+            for attempt in range(_ATTEMPTS_MAX):
                 position, generation = self._words[0], self._words[1]
                 try:
                     if generation != self._generation or missing is not None:
@@ -268,10 +270,14 @@ class View(Reads):
                     continue
                 except _StaleManifestError:
                     self._generation = -1
+                    if attempt:  # a writer is starting: it makes PULSE anew in some milliseconds
+                        time.sleep(min(0.001 * 2**attempt, _PAUSE_MAX_S))
                     continue
                 self._position, self._generation = position, generation
                 return
-            raise UnavailableError(f"{self.directory}: the store changed {_ATTEMPTS_MAX} times while it was being opened")
+            raise UnavailableError(
+                f"{self.directory}: manifest and PULSE did not fit {_ATTEMPTS_MAX} times in a row; no writer runs, or it is starting"
+            )
 
     def _load_manifest(self) -> Manifest:
         manifest = load_manifest(self.directory, self._files)
@@ -297,7 +303,8 @@ class View(Reads):
 
     def _apply_logs(self, position: int) -> None:
         active, offset = split_position(position)
-        if self._logs[-1].number < active:
+        # While a writer starts, the manifest names its new log, whose records count already, before PULSE says how far it reaches
+        if active not in self._tails:
             raise _StaleManifestError
         for log in self._logs:
             if log.sealed_bytes is not None:
@@ -339,7 +346,7 @@ class View(Reads):
 
 
 class _StaleManifestError(Exception):
-    """The manifest read is older than PULSE's position: read it again."""
+    """The log of PULSE's position is not in the manifest that was read: read both again."""
 
 
 class _Closed:

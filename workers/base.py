@@ -21,7 +21,8 @@ import msgspec
 import zmq
 
 from keyva.endpoints import Endpoints
-from keyva.errors import ProtocolError
+from keyva.errors import NoSpaceError, ProtocolError
+from keyva.files import translate
 from keyva.options import Options
 from keyva.protocol import ERROR, OK, PROTOCOL_VERSION, Request, Response, decode_request, encode, error_body
 
@@ -267,9 +268,12 @@ def run_worker(spec_bytes: bytes) -> None:
     worker = Worker(spec)
     try:
         Role(worker).run()
-    except Exception as error:
+    except Exception as failure:
+        error = translate(failure, f"starting or running the {spec.role}") if isinstance(failure, OSError) else failure
         permanent = type(error).__name__ in ("StoreError", "CorruptionError", "FormatVersionError")
-        if not permanent:
+        if isinstance(error, NoSpaceError):
+            log.error("%s: %s", spec.role, error)
+        elif not permanent:
             log.exception("%s failed", spec.role)
         worker.tell("failed", [type(error).__name__, str(error), permanent])
         worker.close()

@@ -30,9 +30,9 @@ from multiprocess import get_context
 
 from keyva import __version__
 from keyva.endpoints import Endpoints, NodeInfo, ipc_endpoints, is_loopback, write_node_info
-from keyva.errors import ConfigError, KeyvaError, ProtocolError, StoreLockedError
+from keyva.errors import ConfigError, KeyvaError, NoSpaceError, ProtocolError, StoreLockedError
 from keyva.filename import CLIENTS_LOCK, LOCK, NODE
-from keyva.files import FILES, Lock
+from keyva.files import FILES, Lock, translate
 from keyva.manifest import load_manifest
 from keyva.options import OPTION_DOCS, Options, load_toml
 from keyva.protocol import PROTOCOL_VERSION, Response, decode_body, decode_request, encode
@@ -103,6 +103,7 @@ class Node:
         self._clients_lock: Lock | None = None
         self._stopping = False
         self._announced = False
+        self._announce_at = 0.0
         self._idle_since: float | None = None
         self._clients_checked_at = 0.0
         self._spawn = get_context("spawn")
@@ -257,7 +258,8 @@ class Node:
         reason = child.error or (f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}")
         if child.permanent:
             raise NodeError(child.error)
-        if not was_ready:
+        if not was_ready and not (child.error.startswith(NoSpaceError.__name__) and self._announced):
+            # A running store waits for room, however long that takes; a node that starts says so and ends
             child.start_failures += 1
             if child.start_failures >= START_FAILURES_MAX:
                 raise NodeError(f"the {child.name} cannot start ({child.start_failures} tries): {reason}")
@@ -268,11 +270,20 @@ class Node:
         log.warning("%s ended (%s), starting it again in %g s", child.name, reason, pause)
 
     def _announce(self) -> None:
-        self._announced = True
+        if time.monotonic() < self._announce_at:
+            return
         info = NodeInfo(
             pid=os.getpid(), version=__version__, directory=self.directory, started_at=self.started_at, endpoints=self.endpoints
         )
-        write_node_info(self.directory, info)
+        try:
+            write_node_info(self.directory, info)
+        except OSError as error:
+            if not isinstance(translate(error, ""), NoSpaceError):
+                raise
+            log.warning("ready, but there is no space to write %s: trying again", os.path.join(self.directory, NODE))
+            self._announce_at = time.monotonic() + 1.0
+            return
+        self._announced = True
         self.on_ready(info)
 
     def _nobody_attached(self, now: float) -> bool:
@@ -381,8 +392,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Node(directory, options).run()
     except ConfigError as error:
         return _fail(error, background, 2)
-    except (KeyvaError, OSError, zmq.ZMQError) as error:
+    except (KeyvaError, zmq.ZMQError) as error:
         return _fail(error, background, 1)
+    except OSError as error:
+        return _fail(translate(error, f"using {directory}"), background, 1)
     return 0
 
 

@@ -127,7 +127,7 @@ class TestLife:
             family = node.family()
             node.process.send_signal(number)
             assert node.process.wait(30) == 0
-            assert not any(is_alive(process) for process in family[1:] if "resource_tracker" not in str(process))
+            eventually(lambda: not any(is_alive(process) for process in family[1:]), "all of it is gone")
         assert not (tmp_path / "d" / "NODE").exists()
         assert list((tmp_path / "d" / "run").iterdir()) == []
         with RunningNode(tmp_path / "d"), keyva.open(tmp_path / "d") as db:
