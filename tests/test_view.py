@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+
+import pytest
+from storetools import SMALL, compact_all, crash, damage, do_jobs, flush, small, write
+
+from keyva.batch import Batch
+from keyva.errors import ClosedError, CorruptionError, InvalidArgumentError, StoreError
+from keyva.filename import MANIFEST, index_path, sst_path, wal_path
+from keyva.files import Files
+from keyva.maintenance import Maintenance
+from keyva.store import Store
+from keyva.view import View
+from keyva.wal import RECORD_BYTES
+
+DEADLINE_S = 60
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(str(tmp_path / "store"), SMALL)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def view(store: Store) -> Iterator[View]:
+    view = View(store.directory, SMALL)
+    yield view
+    view.close()
+
+
+def entries(first: int, last: int, value: bytes | None = b"v") -> Batch:
+    return {b"%05d" % key: value for key in range(first, last)}
+
+
+# What is seen
+
+
+def test_what_was_acknowledged_is_seen_at_once(store: Store, view: View) -> None:
+    write(store, {b"a": b"1", b"b": b"2"})
+    assert view.get(b"a") == b"1"
+    write(store, {b"a": None})
+    assert view.get(b"a") is None
+    assert view.get(b"a", b"default") == b"default"
+    assert view.get_many(["b", b"a", b"b"]) == [b"2", None, b"2"]
+    assert view.exists("b") and not view.exists("a")
+    assert dict(view.iterator()) == {b"b": b"2"}
+    assert view.sequence == store.last_sequence == 3
+
+
+def test_flushes_and_compactions_change_nothing_that_is_read(store: Store, view: View) -> None:
+    maintenance = Maintenance(store)
+    model: Batch = {}
+    for at in range(12):
+        batch = entries(at * 20, at * 20 + 100, b"%d" % at)
+        write(store, batch)
+        model.update(batch)
+        if at % 3 == 0:
+            assert dict(view.iterator()) == model
+        flush(store, maintenance)
+        assert view.get_many(list(model)) == list(model.values())
+        do_jobs(store, maintenance)
+        assert dict(view.iterator()) == model
+    assert view.manifest == store.manifest
+    compact_all(store, maintenance)
+    assert dict(view.iterator(reverse=True)) == model
+
+
+def test_a_view_made_late_sees_everything(store: Store) -> None:
+    write(store, entries(0, 50))
+    flush(store, Maintenance(store))
+    write(store, entries(50, 100))
+    store.rotate()
+    write(store, entries(100, 150))
+    view = View(store.directory, SMALL)
+    assert dict(view.iterator()) == entries(0, 150)
+    assert view.sequence == store.last_sequence
+    view.close()
+
+
+def test_a_view_follows_a_store_that_crashed_and_came_back(store: Store, view: View) -> None:
+    write(store, {b"a": b"1"})
+    assert view.get(b"a") == b"1"
+    write(store, {b"b": b"2"})
+    crash(store)
+    assert view.get(b"b") == b"2"
+    again = Store(store.directory, SMALL)
+    assert dict(view.iterator()) == {b"a": b"1", b"b": b"2"}
+    write(again, {b"c": b"3"})
+    assert view.get(b"c") == b"3"
+    again.close()
+
+
+def test_nothing_acknowledged_is_missed_while_a_writer_starts(store: Store) -> None:
+    """A recovery names a new log in the manifest before PULSE names it: a view made in between must not take it for empty."""
+    write(store, {b"a": b"1"})
+    crash(store)
+    answers: list[object] = []
+    threads: list[threading.Thread] = []
+
+    def read() -> None:
+        try:
+            view = View(store.directory, SMALL)
+            answers.append(view.get(b"a"))
+            view.close()
+        except BaseException as error:
+            answers.append(error)
+
+    class ReadsAfterManifest(Files):
+        def rename(self, source: str, target: str) -> None:
+            super().rename(source, target)
+            if os.path.basename(target) == MANIFEST:
+                thread = threading.Thread(target=read)
+                threads.append(thread)
+                thread.start()
+                thread.join(0.1)  # time to read something wrong
+
+    again = Store(store.directory, SMALL, files=ReadsAfterManifest())
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert answers == [b"1"] * len(threads) != []
+    again.close()
+
+
+@pytest.mark.parametrize("options", [SMALL, small(allow_mmap_reads=True, block_cache_size=0)], ids=["pread", "mmap"])
+def test_a_view_racing_the_writer_sees_every_acknowledged_write(tmp_path: Path, options: object) -> None:
+    directory = str(tmp_path / "store")
+    store = Store(directory, small(write_buffer_size=3000, durability="os"))
+    maintenance = Maintenance(store)
+    view = View(directory, options)  # type: ignore[arg-type]
+    acknowledged: Queue[int | None] = Queue()
+    problems: list[str] = []
+
+    def produce() -> None:
+        try:
+            for at in range(1500):
+                write(store, {b"%05d" % at: b"%d" % at, b"last": b"%05d" % at, b"%05d" % (at - 700): None})
+                acknowledged.put(at)
+                maintenance.after_write()
+                if at % 20 == 0:
+                    do_jobs(store, maintenance)
+        except BaseException as error:
+            problems.append(repr(error))
+        finally:
+            acknowledged.put(None)
+
+    def check(at: int, last_seen: int) -> int:
+        # the key may have been deleted since, and only by a write that is seen too
+        if view.get(b"%05d" % at) != b"%d" % at and int(view.get(b"last")) < at + 700:
+            problems.append(f"{at} was acknowledged and is not seen")
+        last = int(view.get(b"last"))
+        if last < max(at, last_seen):
+            problems.append(f"last went back to {last}")
+        if at % 50 == 0:
+            with view.snapshot() as snapshot:
+                last = int(snapshot.get(b"last"))
+                found = [key for key in snapshot.iterator(include_value=False) if key != b"last"]
+                if found != [b"%05d" % key for key in range(max(0, last - 699), last + 1)]:
+                    problems.append(f"a snapshot at {last} has {len(found)} keys from {found[:1]}")
+        return last
+
+    threads = [threading.Thread(target=produce)]
+
+    def consume() -> None:
+        last = 0
+        try:
+            while (at := acknowledged.get(timeout=DEADLINE_S)) is not None:
+                last = check(at, last)
+            acknowledged.put(None)
+        except BaseException as error:
+            problems.append(repr(error))
+
+    threads += [threading.Thread(target=consume) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert problems == []
+    assert store.counters["compactions"] + store.counters["moves"] > 3
+    view.close()
+    store.close()
+
+
+# Snapshots and iterators
+
+
+def test_a_snapshot_is_frozen_while_everything_changes(store: Store, view: View) -> None:
+    maintenance = Maintenance(store)
+    model: Batch = {}
+    held = []
+    for at in range(10):
+        batch = entries(at * 7, at * 7 + 40, b"%d" % at if at % 3 else None)
+        write(store, batch)
+        model.update(batch)
+        live = {key: value for key, value in model.items() if value is not None}
+        held.append((view.snapshot(), live, store.last_sequence))
+        if at % 2:
+            flush(store, maintenance)
+            do_jobs(store, maintenance)
+    compact_all(store, maintenance)
+    for snapshot, live, sequence in held:
+        assert snapshot.sequence == sequence
+        assert dict(snapshot.iterator()) == live
+        assert list(snapshot.iterator(reverse=True)) == sorted(live.items(), reverse=True)
+        assert snapshot.get_many(list(model)) == [live.get(key) for key in model]
+        snapshot.close()
+
+
+def test_snapshots_let_go_of_files_and_layers(store: Store, view: View) -> None:
+    write(store, entries(0, 50))
+    flush(store, Maintenance(store))
+    for at in range(200):
+        with view.snapshot() as snapshot:
+            write(store, {b"%d" % at: b""})
+            assert snapshot.get(b"%d" % at) is None
+    dicts, _ = view._state
+    assert len(dicts) <= 12
+    assert not any(layer.pins for memtable in view._memtables.values() for layer in memtable._layers)
+
+
+def test_open_snapshots_survive_the_view(store: Store) -> None:
+    write(store, entries(0, 50))
+    flush(store, Maintenance(store))
+    write(store, entries(50, 60))
+    view = View(store.directory, SMALL)
+    snapshot = view.snapshot()
+    iterator = view.iterator()
+    view.close()
+    assert dict(snapshot.iterator()) == dict(iterator) == entries(0, 60)
+    snapshot.close()
+    iterator.close()
+
+
+def test_an_iterator_sees_the_store_as_it_was_when_it_was_made(store: Store, view: View) -> None:
+    write(store, entries(0, 500))
+    iterator = view.iterator(include_value=False)
+    first = [next(iterator) for _ in range(3)]
+    write(store, entries(0, 500, None))
+    flush(store, Maintenance(store))
+    assert first + list(iterator) == sorted(entries(0, 500))
+    assert iterator.prev() == b"00499"
+    iterator.seek_to_start()
+    assert next(iterator) == b"00000"
+    iterator.close()
+    assert list(view.iterator()) == []
+
+
+def test_ranges_and_prefixes(store: Store, view: View) -> None:
+    write(store, {b"a": b"", b"b1": b"", b"b2": b"", b"b\xff": b"", b"c": b"", b"\xff": b"", b"\xff\xfe": b""})
+
+    def keys(**settings: object) -> list[bytes]:
+        return list(view.iterator(include_value=False, **settings))  # type: ignore[arg-type]
+
+    assert keys(prefix=b"b") == [b"b1", b"b2", b"b\xff"]
+    assert keys(prefix=b"\xff") == [b"\xff", b"\xff\xfe"]
+    assert keys(prefix="b", reverse=True) == [b"b\xff", b"b2", b"b1"]
+    assert keys(start=b"b1", stop=b"b2") == [b"b1"]
+    assert keys(start="b1", stop="b2", include_start=False, include_stop=True) == [b"b2"]
+    assert keys(stop=b"b") == [b"a"]
+    assert keys(start=b"c", reverse=True) == [b"\xff\xfe", b"\xff", b"c"]
+
+
+# Files
+
+
+def test_a_view_reads_on_when_its_files_are_removed(store: Store, view: View) -> None:
+    maintenance = Maintenance(store)
+    for at in range(3):
+        write(store, entries(at, 300, b"%d" % at))
+        flush(store, maintenance)
+    snapshot = view.snapshot()
+    files = set(store.manifest.all_files())
+    compact_all(store, maintenance)
+    do_jobs(store, maintenance)
+    assert not any(os.path.exists(sst_path(store.directory, number)) for number in files)
+    assert dict(snapshot.iterator()) == {b"%05d" % key: b"%d" % min(key, 2) for key in range(300)}
+    snapshot.close()
+
+
+def test_a_manifest_that_names_a_missing_file_is_reported_not_waited_for(store: Store) -> None:
+    write(store, entries(0, 50))
+    flush(store, Maintenance(store))
+    (number,) = store.manifest.all_files()
+    path = sst_path(store.directory, number)
+    os.rename(path, f"{path}.away")
+    with pytest.raises(CorruptionError, match="missing") as caught:
+        View(store.directory, SMALL)
+    assert caught.value.path == path
+
+
+def test_a_directory_without_a_store_is_refused(tmp_path: Path, store: Store) -> None:
+    os.rename(os.path.join(store.directory, MANIFEST), os.path.join(store.directory, "away"))
+    with pytest.raises(StoreError):
+        View(store.directory, SMALL)
+    with pytest.raises(FileNotFoundError):
+        View(str(tmp_path / "nothing"), SMALL)
+
+
+def test_damage_in_an_sst_fails_its_own_block_only(store: Store) -> None:
+    model: Batch = {b"%05d" % key: os.urandom(20) for key in range(200)}
+    write(store, model)
+    flush(store, Maintenance(store))
+    (number,) = store.manifest.all_files()
+    path = sst_path(store.directory, number)
+    damage(path, os.path.getsize(path) // 2)
+    view = View(store.directory, SMALL)
+    failed, paths = [], set()
+    for key, value in model.items():
+        try:
+            assert view.get(key) == value
+        except CorruptionError as error:
+            failed.append(key)
+            paths.add(error.path)
+    assert paths == {path}
+    assert 0 < len(failed) < 20
+    assert failed == sorted(model)[sorted(model).index(failed[0]) :][: len(failed)]
+    below, above = sorted(key for key in model if key < failed[0]), sorted(key for key in model if key > failed[-1])
+    for reverse in (False, True):
+        assert sorted(view.iterator(stop=failed[0], include_value=False, reverse=reverse)) == below
+        assert sorted(view.iterator(start=above[0], include_value=False, reverse=reverse)) == above
+    with pytest.raises(CorruptionError):
+        list(view.iterator())
+    view.close()
+
+
+def test_damage_in_a_log_is_never_answered_with_wrong_data(store: Store) -> None:
+    write(store, {b"a": b"1"})
+    offset = store._log.offset
+    write(store, {b"b": b"2"})
+    damage(wal_path(store.directory, store._log.number), offset + RECORD_BYTES + 2)
+    with pytest.raises(CorruptionError) as caught:
+        View(store.directory, SMALL)
+    assert caught.value.offset == offset
+
+
+def test_a_damaged_index_is_rebuilt(store: Store) -> None:
+    write(store, entries(0, 200))
+    flush(store, Maintenance(store))
+    (number,) = store.manifest.all_files()
+    path = Path(index_path(store.directory, number))
+    good = path.read_bytes()
+    damage(str(path), 100)
+    view = View(store.directory, SMALL)
+    assert dict(view.iterator()) == entries(0, 200)
+    assert path.read_bytes() == good
+    view.close()
+
+
+def test_the_cache_is_bounded_and_given_back(store: Store, view: View) -> None:
+    write(store, {b"%05d" % key: os.urandom(100) for key in range(3000)})
+    flush(store, Maintenance(store))
+    for key in range(3000):
+        view.get(b"%05d" % key)
+    assert 0 < view.cache.size_bytes <= SMALL.block_cache_size + 5000
+    view.cache.drop_idle()
+    view.cache.drop_idle()
+    assert view.cache.size_bytes == 0
+
+
+# Misuse
+
+
+def test_keys_that_are_not_allowed_are_refused(view: View) -> None:
+    for key in (b"\xff\xff", b"\xff\xffx", b"k" * 65537):
+        with pytest.raises(InvalidArgumentError):
+            view.get(key)
+        with pytest.raises(InvalidArgumentError):
+            view.get_many([b"a", key])
+    for key in (None, 7, ["a"]):
+        with pytest.raises(TypeError):
+            view.get(key)  # type: ignore[arg-type]
+    assert view.get(bytearray(b"a")) is None  # type: ignore[arg-type]
+    assert view.get(b"k" * 65536) is None
+
+
+def test_a_closed_view_says_so(store: Store) -> None:
+    write(store, {b"a": b"1"})
+    view = View(store.directory, SMALL)
+    view.close()
+    view.close()
+    for call in (lambda: view.get(b"a"), lambda: view.get_many([b"a"]), view.snapshot, view.iterator, lambda: view.exists(b"a")):
+        with pytest.raises(ClosedError):
+            call()
+
+
+def test_how_far_a_view_lags_behind_is_known(store: Store, view: View) -> None:
+    view.get(b"a")
+    assert view.lag_bytes() == 0
+    before = store.position
+    write(store, {b"a": b"1"})
+    assert view.lag_bytes() == store.position - before
+    view.get(b"a")
+    assert (view.lag_bytes(), view.position) == (0, store.position)
