@@ -28,9 +28,14 @@ def reads_right(reads: keyva.Client, key: bytes, value: bytes, damaged: Path) ->
     try:
         found = reads.get(key)
     except keyva.CorruptionError as error:
-        return not (error.path == str(damaged) and error.offset > 0 and str(damaged) in str(error))
-    assert found == value
-    return True
+        caught = error
+    else:
+        assert found == value
+        return True
+    assert caught.path == str(damaged)
+    assert caught.offset > 0
+    assert str(damaged) in str(caught)
+    return False
 
 
 def test_a_torn_tail_is_cut_off_and_logged_with_offset_and_bytes(tmp_path: Path) -> None:
