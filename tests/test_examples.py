@@ -1,0 +1,45 @@
+"""The examples do what they say, and README shows their true output."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keyva
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def between(marker: str) -> str:
+    """Return the text of the code block between two markers of README."""
+    match = re.search(rf"<!-- {marker} -->\n```\w*\n(.*?)```\n<!-- {marker} -->", README, re.DOTALL)
+    assert match, marker
+    return match[1]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "examples").glob("*.py"))])
+def test_an_example_prints_what_its_file_says(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (ROOT / "examples" / f"{name}.out").read_text()
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True).stdout == done.stdout, "again"
+    with keyva.open(tmp_path / "data") as db:
+        assert db.get("stocks/AAPL/2010-03-01") == b"223.02"
+        assert len(list(db.iterator(include_value=False))) == 560 + 1461 + 8759
+
+
+def test_readme_shows_the_true_output() -> None:
+    assert between("example-output") == (ROOT / "examples" / "timeseries.out").read_text()
+
+
+def test_the_ten_lines_of_python_do_what_their_comments_say(tmp_path: Path) -> None:
+    code = between("python-example")
+    assert len(code.splitlines()) <= 12
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
+    assert done.stdout == "b'Ada' 1\nb'user/1' b'Ada'\nb'user/2' b'Grace'\n"
