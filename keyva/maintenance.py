@@ -214,30 +214,34 @@ class Maintenance:
             self._finish_compaction(job, step, result)
         else:
             log.info("ignored the result of job %d, which is not under way", result.id)
-            self._discard(result)
+            self._discard(result.files)
 
-    def _discard(self, result: JobResult) -> None:
-        """Remove what a job of an earlier writer has left; its numbers were never in a manifest and never will be."""
+    def _discard(self, files: tuple[FileMeta, ...]) -> None:
+        """Remove the output of a job that did not get into the manifest; its numbers were never in one and never will be.
+
+        On a disk that is nearly full each try would leave its files behind, until a restart sweeps them.
+        """
         live = self.store.manifest.all_files()
-        for file in result.files:
+        for file in files:
             if file.number not in live:
                 self.store.files.unlink(sst_path(self.store.directory, file.number))
                 self.store.files.unlink(index_path(self.store.directory, file.number))
 
     def _finish_flush(self, job: FlushJob, result: JobResult) -> None:
+        files = result.files
         try:
             if result.error == CorruptionError.__name__:
                 # The sealed log is damaged, but the memtable it was the log of is still here
                 log.error("flush of log %d: %s; writing the SST from memory", job.log, result.message)
-                built = self._flush_from_memory(job)
+                files = (self._flush_from_memory(job),)
             elif result.error:
                 raise by_name(result.error, result.message)
-            else:
-                (built,) = result.files
+            (built,) = files
             self._take_flush(job, built)
         except (KeyvaError, OSError) as error:
             log.error("flush of log %d failed, trying again later: %s", job.log, error)
             self._retry["flush"].failed(str(error))
+            self._discard(files)
         else:
             self._retry["flush"].succeeded()
         self._flush = None
@@ -288,6 +292,7 @@ class Maintenance:
         except (KeyvaError, OSError) as error:
             log.error("compaction failed: %s", error)
             retry.failed(str(error))
+            self._discard(result.files)
             return
         retry.succeeded()
         counters = self.store.counters
