@@ -8,6 +8,8 @@ from keyva.pulse import position_of
 from keyva.requests import RequestTable
 
 POSITION = position_of(3, 500)
+LIVE = position_of(4, 0)
+"""Where the logs begin that are still there."""
 
 
 def test_a_repeat_gets_the_answer_of_the_first_try() -> None:
@@ -74,3 +76,48 @@ def test_the_client_heard_of_longest_ago_is_forgotten_and_its_repeats_are_not_ma
         table.find(2, 1, 150)  # sent before its write at 200
     assert table.find(2, 2, 200) is None
     assert table.find(1, 1, 0) == (1, None)
+
+
+# The file
+
+
+def saved() -> RequestTable:
+    table = RequestTable(100)
+    table.add(7, 1, 1, POSITION, (10, None))
+    table.add(2**64 - 1, 5, 3, POSITION + 100, (11, -(2**63)))
+    return table
+
+
+def test_a_table_comes_back_from_its_file() -> None:
+    table = RequestTable.decode(saved().encode(LIVE + 50), LIVE)
+    assert table is not None
+    assert table.covered_from == 100
+    assert table.find(7, 1, 0) == (10, None)
+    assert table.find(2**64 - 1, 5, 0) == (11, -(2**63))
+    assert table.find(7, 2, 100) is None
+    for client, request, as_of in ((7, 2, 99), (2**64 - 1, 2, POSITION)):
+        with pytest.raises(OutcomeUnknownError):
+            table.find(client, request, as_of)
+    table.add(7, 2, 1, LIVE + 10, (12, None))  # again, from the log
+    table.add(7, 1, 1, LIVE + 10, (10, None))
+    assert table.find(7, 1, 0) == (10, None)
+
+
+def test_a_file_that_leaves_a_gap_before_the_logs_is_not_used() -> None:
+    data = saved().encode(LIVE - 1)
+    assert RequestTable.decode(data, LIVE) is None
+    assert RequestTable.decode(data, LIVE - 1) is not None
+
+
+def test_a_damaged_file_is_not_used() -> None:
+    data = saved().encode(LIVE)
+    for at in range(len(data)):
+        assert RequestTable.decode(data[:at], LIVE) is None
+        assert RequestTable.decode(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], LIVE) is None
+
+
+def test_a_file_of_a_newer_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "VERSION", 2)
+    data = saved().encode(LIVE)
+    monkeypatch.undo()
+    assert RequestTable.decode(data, LIVE) is None

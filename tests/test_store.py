@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 from faultfiles import FaultFiles
-from storetools import SMALL, DiskDiedError, DyingFiles, crash, increment, small, write
+from storetools import SMALL, DiskDiedError, DyingFiles, crash, damage, do_jobs, flush, increment, small, write
 
 from keyva.batch import Batch, encode_batch
 from keyva.errors import (
@@ -23,7 +23,8 @@ from keyva.errors import (
     StoreError,
     StoreLockedError,
 )
-from keyva.filename import wal_path
+from keyva.filename import REQUESTS, wal_path
+from keyva.maintenance import Maintenance
 from keyva.manifest import load_manifest
 from keyva.pulse import position_of
 from keyva.store import FatalError, Store, WriteRequest, add_to_counter
@@ -229,6 +230,33 @@ def test_a_repeat_is_recognised_after_crashes(store: Store) -> None:
         assert write(store, {b"a": b"1", b"b": None}, client=7, request=1, as_of=as_of, repeated=True) == first
         assert increment(store, b"n", -5, client=7, request=2, as_of=as_of, repeated=True) == counted
         assert store.get(b"n") == b"-5"
+    store.close()
+
+
+def test_a_repeat_is_recognised_when_its_log_is_gone(store: Store) -> None:
+    as_of = store.position
+    counted = increment(store, b"n", 5, client=7, request=1, floor=1)
+    increment(store, b"n", 1, client=8, request=1, floor=1)
+    for _ in range(2):
+        flush(store, Maintenance(store))
+        write(store, {b"other": b""}, client=8, request=2, floor=2)
+        store = reopened(store)
+        assert increment(store, b"n", 5, client=7, request=1, as_of=as_of, repeated=True) == counted
+    do_jobs(store, Maintenance(store))
+    assert increment(store, b"n", 5, client=7, request=1, as_of=as_of, repeated=True) == counted
+    assert store.get(b"n") == b"6"
+    store.close()
+
+
+def test_without_the_table_an_old_repeat_has_an_unknown_outcome(store: Store) -> None:
+    as_of = store.position
+    increment(store, b"n", 5, client=7, request=1, floor=1)
+    flush(store, Maintenance(store))
+    damage(os.path.join(store.directory, REQUESTS), 20)
+    store = reopened(store)
+    with pytest.raises(OutcomeUnknownError):
+        increment(store, b"n", 5, client=7, request=1, as_of=as_of, repeated=True)
+    assert store.get(b"n") == b"5"
     store.close()
 
 
