@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from bisect import bisect_left
 from random import Random
 from typing import Any
 
 import msgspec
+import pytest
 from faultfiles import Fault, FaultFiles
 
+from keyva import wal
 from keyva.batch import Batch, encode_batch
 from keyva.errors import KeyvaError
 from keyva.files import FILES, Files
@@ -36,6 +39,12 @@ SMALL = Options(
     level0_file_num_compaction_trigger=3,
 )
 """Below what `Options.of` allows, so that a few hundred entries make several levels of several files."""
+
+
+@pytest.fixture(autouse=True)
+def small_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let logs reserve little space, for `FaultFiles` copies a file with every sync; a test module takes it by importing it."""
+    monkeypatch.setattr(wal, "_ALLOCATE_BYTES", 16 * 1024)
 
 
 def small(**settings: Any) -> Options:
@@ -168,3 +177,26 @@ def damage(path: str, offset: int) -> None:
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 0xFF]))
+
+
+class ModelIterator:
+    """plyvel's iterator over a sorted list: a position between entries."""
+
+    def __init__(self, entries: list[tuple[bytes, bytes]], reverse: bool) -> None:
+        self.entries = entries
+        self.reverse = reverse
+        self.at = len(entries) if reverse else 0
+
+    def step(self, forward: bool) -> tuple[bytes, bytes] | None:
+        if forward != self.reverse:
+            if self.at == len(self.entries):
+                return None
+            self.at += 1
+            return self.entries[self.at - 1]
+        if self.at == 0:
+            return None
+        self.at -= 1
+        return self.entries[self.at]
+
+    def seek(self, target: bytes) -> None:
+        self.at = bisect_left(self.entries, (target,))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from storetools import ModelIterator
 
 from keyva.errors import ClosedError, InvalidArgumentError
 from keyva.iterator import Entries, Iterator, prefix_end, range_bounds
@@ -35,29 +35,6 @@ class Fetcher:
 
 def iterate(data: dict[bytes, bytes] = DATA, size: int = 3, low: bytes = b"", high: bytes = RESERVED_PREFIX, **settings: Any) -> Iterator:
     return Iterator(Fetcher(data, size), low, high, **settings)
-
-
-class ModelIterator:
-    """plyvel's iterator over a sorted list: a position between entries."""
-
-    def __init__(self, entries: list[tuple[bytes, bytes]], reverse: bool) -> None:
-        self.entries = entries
-        self.reverse = reverse
-        self.at = len(entries) if reverse else 0
-
-    def step(self, forward: bool) -> tuple[bytes, bytes] | None:
-        if forward != self.reverse:
-            if self.at == len(self.entries):
-                return None
-            self.at += 1
-            return self.entries[self.at - 1]
-        if self.at == 0:
-            return None
-        self.at -= 1
-        return self.entries[self.at]
-
-    def seek(self, target: bytes) -> None:
-        self.at = bisect_left(self.entries, (target,))
 
 
 @pytest.mark.parametrize("reverse", [False, True])

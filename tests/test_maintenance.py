@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 from faultfiles import FaultFiles
-from storetools import KINDS, SMALL, DiskDiedError, DyingFiles, compact_all, crash, damage, do_jobs, flush, small, write
+from storetools import KINDS, SMALL, DiskDiedError, DyingFiles, compact_all, crash, damage, do_jobs, flush, increment, small, write
+from storetools import small_reserve as small_reserve
 
 from keyva import maintenance as maintenance_module
 from keyva import rewrite
@@ -587,10 +588,12 @@ def everything_readable(store: Store, model: Batch) -> bool:
 @pytest.mark.parametrize("scenario", ["flush", "compact"])
 def test_a_job_and_its_commit_may_die_at_every_disk_operation(directory: str, scenario: str, power_cut: bool) -> None:
     options = small(level0_file_num_compaction_trigger=2, target_file_size_base=600, max_compaction_bytes=600, max_bytes_for_level_base=600)
-    model = entries(0, 60, b"1") | entries(10, 50, b"2") | {b"new": b"3"}
+    model = entries(0, 60, b"1") | entries(10, 50, b"2") | {b"new": b"3", b"n": b"5"}
     for die_at in range(400):
         files = DyingFiles()
         store, maintenance = start(f"{directory}{die_at}", options, files)
+        as_of = store.position
+        answer = increment(store, b"n", 5, client=7, request=1, floor=1)
         write(store, entries(0, 60, b"1"))
         if scenario == "compact":
             flush(store, maintenance)
@@ -616,6 +619,7 @@ def test_a_job_and_its_commit_may_die_at_every_disk_operation(directory: str, sc
         crash(store)
         files.power_cut()
         store, maintenance = start(store.directory, options, files)
+        assert increment(store, b"n", 5, client=7, request=1, as_of=as_of, repeated=True) == answer
         assert everything(store) == model
         store.close()
         if done:

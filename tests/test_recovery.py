@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from faultfiles import FaultFiles
 from storetools import SMALL, DiskDiedError, DyingFiles, crash, damage, do_jobs, flush, increment, write
+from storetools import small_reserve as small_reserve
 
 from keyva.batch import Batch
 from keyva.errors import CorruptionError, FormatVersionError, StoreError

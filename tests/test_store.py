@@ -10,6 +10,7 @@ from random import Random
 import pytest
 from faultfiles import FaultFiles
 from storetools import SMALL, DiskDiedError, DyingFiles, crash, damage, do_jobs, flush, increment, small, write
+from storetools import small_reserve as small_reserve
 
 from keyva.batch import Batch, encode_batch
 from keyva.errors import (
