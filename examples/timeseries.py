@@ -20,8 +20,9 @@ import tempfile
 from collections.abc import Iterator
 from datetime import datetime
 
-import keyva
 from vega_datasets import data
+
+import keyva
 
 
 def stock_prices() -> Iterator[tuple[str, str]]:

@@ -8,19 +8,21 @@ Invariant: nothing gets past `BatchCodec.decode` that `check_key` or the value l
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
 import msgspec
 
 from keyva.errors import InvalidArgumentError
 from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX
 
-__all__ = ["Batch", "BatchCodec", "check_key", "check_value", "encode_batch", "show_key"]
+__all__ = ["Batch", "BatchCodec", "check_key", "check_value", "encode_batch", "make_batch", "show_key"]
 
 Batch = dict[bytes, bytes | None]
 """Key to value; None deletes."""
 
 _SHOWN = 40
+_BYTES_ONLY = {bytes}
 _encode = msgspec.msgpack.Encoder().encode
 _decode_any = msgspec.msgpack.Decoder().decode
 
@@ -67,6 +69,28 @@ def check_value(key: bytes, value: bytes | str, bytes_max: int) -> bytes:
     if len(value) > bytes_max:
         raise InvalidArgumentError(f"value of key {show_key(key)} has {len(value)} bytes, more than max_value_size = {bytes_max}")
     return value
+
+
+def make_batch(entries: Mapping[Any, Any] | Iterable[tuple[Any, Any]], value_bytes_max: int) -> Batch:
+    """Return checked entries as a batch of puts; raises like `check_key` and `check_value`, naming the first bad key.
+
+    Hot: 0.1 us per entry when all are bytes already, for the checks then run in C; else 0.4 us.
+    """
+    batch: Batch = dict(entries)
+    if (
+        batch
+        and set(map(type, batch)) == _BYTES_ONLY
+        and set(map(type, values := batch.values())) == _BYTES_ONLY
+        and max(batch) < RESERVED_PREFIX
+        and max(map(len, batch)) <= KEY_BYTES_MAX
+        and max(map(len, values)) <= value_bytes_max  # type: ignore[arg-type]
+    ):
+        return batch
+    checked: Batch = {}
+    for key, value in batch.items():
+        name = check_key(key)
+        checked[name] = check_value(name, value, value_bytes_max)  # type: ignore[arg-type]
+    return checked
 
 
 def encode_batch(batch: Batch) -> bytes:

@@ -22,7 +22,7 @@ from typing import Any
 import zmq
 
 from keyva import attach
-from keyva.batch import Batch, check_key, check_value, encode_batch
+from keyva.batch import Batch, check_key, check_value, encode_batch, make_batch
 from keyva.channel import Answer, Channel, Curve
 from keyva.endpoints import running_node
 from keyva.errors import ClosedError, ConfigError, CounterOverflowError, InvalidArgumentError, ProtocolError, UnavailableError
@@ -334,7 +334,9 @@ class Client:
             if self._closed:
                 raise ClosedError("the client is closed")
             if self._live is None:
-                self._live = _Connections(self._target)
+                self._live = live = _Connections(self._target)
+                # Straight to the reads, past this class: 0.04 of 0.45 us. A closed view raises by itself; a fork undoes it
+                self.get = live.reads.get  # type: ignore[method-assign]
             return self._live
 
     def _reads(self) -> View | RemoteReads:
@@ -409,12 +411,7 @@ class Client:
         self, entries: Mapping[bytes, bytes] | Mapping[str, str] | Iterable[tuple[bytes | str, bytes | str]], *, sync: bool | None = None
     ) -> None:
         """Set several keys as one atomic batch (at most ``max_batch_size`` bytes)."""
-        limit = self._value_bytes_max()
-        pairs: Iterable[tuple[bytes | str, bytes | str]] = entries.items() if isinstance(entries, Mapping) else entries
-        batch: Batch = {}
-        for key, value in pairs:
-            checked = check_key(key)
-            batch[checked] = check_value(checked, value, limit)
+        batch = make_batch(entries, self._value_bytes_max())
         if batch:
             self._write(encode_batch(batch), sync)
 
@@ -488,6 +485,7 @@ class Client:
         with self._connect_lock:
             live, self._live = self._live, None
             self._closed = True
+            self.__dict__.pop("get", None)
         if live is not None:
             live.close()
 
@@ -507,6 +505,7 @@ class Client:
         if self._live is not None:
             _left_to_parent.append(self._live)  # closing them here would talk over the parent's sockets
             self._live = None
+            self.__dict__.pop("get", None)
 
 
 def _flags(sync: bool | None) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
-from keyva.block import decode_block
 from keyva.memtable import FrozenMemtable
 from keyva.sst import Table
 from keyva.version import OpenRun, Version
@@ -138,8 +137,7 @@ class RunSource(Source):
             return list(block), list(block.values())
         keys: list[bytes] = []
         values: list[bytes | None] = []
-        for _, data, offset in table.read_stored(first, last):
-            block = decode_block(data, table.salt, offset, table.path)
+        for block in table.read_blocks(first, last):
             keys.extend(block)
             values.extend(block.values())
         return keys, values

@@ -36,23 +36,26 @@ class OpenRun:
 class Version:
     """Point lookups over the SSTs of one manifest."""
 
-    __slots__ = ("cache", "manifest", "runs", "tables")
+    __slots__ = ("_probes", "cache", "manifest", "runs", "tables")
 
     def __init__(self, manifest: Manifest, tables: dict[int, Table], cache: BlockCache) -> None:
         self.manifest = manifest
         self.tables = tables
         self.cache = cache
         self.runs = [OpenRun(run, tables) for run in manifest.runs()]
+        self._probes = [(run.largest, run.smallest, run.tables) for run in self.runs]
 
     def get(self, key: bytes) -> bytes | object | None:
         """Return the newest value in the SSTs, None for a tombstone, `MISSING` when no SST has the key. Hot."""
         hashed = -1
-        for run in self.runs:
-            largest = run.largest
-            at = bisect_left(largest, key) if len(largest) > 1 else 0
-            if at == len(largest) or key > largest[at] or key < run.smallest[at]:
+        for largest, smallest, tables in self._probes:
+            if len(largest) == 1:
+                at = 0
+            elif (at := bisect_left(largest, key)) == len(largest):
                 continue
-            table = run.tables[at]
+            if not smallest[at] <= key <= largest[at]:
+                continue
+            table = tables[at]
             index = table._index or table.index
             bloom = index.filter
             if bloom is not None:

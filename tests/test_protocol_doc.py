@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
-
 from nodes import RunningNode
 
 PAGE = (Path(__file__).parent.parent / "docs" / "protocol.md").read_text()
