@@ -67,6 +67,24 @@ def test_layers_stay_few_however_many_snapshots_come_and_go() -> None:
     assert len(merged(memtable.dicts)) == 3000
 
 
+def test_merging_layers_keeps_the_newest_values() -> None:
+    random = Random(3)
+    memtable = Memtable(1)
+    model: Batch = {}
+    held: list[tuple[FrozenMemtable, Batch]] = []
+    for at in range(800):
+        if random.random() < 0.7:
+            held.append((memtable.freeze(), dict(model)))
+        while held and random.random() < 0.5:
+            frozen, state = held.pop(random.randrange(len(held)))
+            assert merged(frozen.dicts) == state
+            frozen.release()
+        batch: Batch = {b"%d" % random.randrange(60): b"%d" % at for _ in range(random.choice([1, 2, 20]))}
+        memtable.apply(batch, 0)
+        model.update(batch)
+        assert merged(memtable.dicts) == model
+
+
 def test_layers_stay_few_while_every_snapshot_is_held() -> None:
     memtable = Memtable(1)
     held = []
