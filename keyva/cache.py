@@ -28,6 +28,8 @@ class BlockCache:
         self.capacity_bytes = capacity_bytes
         self.idle_s = idle_s
         self.young: dict[int, Batch] = {}
+        self.rows: dict[bytes, bytes] = {}
+        """The rows a version keeps beside the blocks (`keyva.version`), to be dropped with them."""
         self._old: dict[int, Batch] = {}
         self._sizes: dict[int, int] = {}
         self._young_bytes = 0
@@ -86,6 +88,7 @@ class BlockCache:
         with self._lock:
             self._timer = None
             self._turn_over()
+            self.rows.clear()
             if self._old:
                 self._start_timer()
 
@@ -94,6 +97,7 @@ class BlockCache:
         with self._lock:
             self.young, self._old, self._sizes = {}, {}, {}
             self._young_bytes = self._old_bytes = 0
+            self.rows.clear()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

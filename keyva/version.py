@@ -16,10 +16,14 @@ from keyva.errors import CorruptionError
 from keyva.files import FILES, Files
 from keyva.filter import hash_key
 from keyva.manifest import Manifest, Run
-from keyva.memtable import MISSING
+from keyva.memtable import ENTRY_OVERHEAD_BYTES, MISSING
 from keyva.sst import Table
 
 __all__ = ["OpenRun", "Version", "open_version"]
+
+
+_ROWS_PART = 8
+"""The part of the block cache's capacity that single rows may take on top of it."""
 
 
 class OpenRun:
@@ -36,26 +40,30 @@ class OpenRun:
 class Version:
     """Point lookups over the SSTs of one manifest."""
 
-    __slots__ = ("_probes", "cache", "manifest", "runs", "tables")
+    __slots__ = ("_probes", "_row_room", "cache", "manifest", "rows", "runs", "tables")
 
     def __init__(self, manifest: Manifest, tables: dict[int, Table], cache: BlockCache) -> None:
         self.manifest = manifest
         self.tables = tables
         self.cache = cache
         self.runs = [OpenRun(run, tables) for run in manifest.runs()]
-        self._probes = [(run.largest, run.smallest, run.tables) for run in self.runs]
+        self._probes = [(run.smallest[0], run.largest[-1], run.tables[0] if len(run.tables) == 1 else None, run) for run in self.runs]
+        # Found keys of this version alone: the next version has other SSTs and begins with none. The cache drops them when idle
+        self.rows: dict[bytes, bytes] = {}
+        self._row_room = cache.capacity_bytes // _ROWS_PART
+        cache.rows = self.rows
 
     def get(self, key: bytes) -> bytes | object | None:
         """Return the newest value in the SSTs, None for a tombstone, `MISSING` when no SST has the key. Hot."""
         hashed = -1
-        for largest, smallest, tables in self._probes:
-            if len(largest) == 1:
-                at = 0
-            elif (at := bisect_left(largest, key)) == len(largest):
+        for smallest, largest, table, run in self._probes:
+            if key < smallest or key > largest:
                 continue
-            if not smallest[at] <= key <= largest[at]:
-                continue
-            table = tables[at]
+            if table is None:  # several files
+                at = bisect_left(run.largest, key)
+                if key < run.smallest[at]:
+                    continue
+                table = run.tables[at]
             index = table._index or table.index
             bloom = index.filter
             if bloom is not None:
@@ -63,6 +71,9 @@ class Version:
                     hashed = hash_key(key)
                 if hashed not in bloom:
                     continue
+            row = self.rows.get(key, MISSING)
+            if row is not MISSING:
+                return row
             number = bisect_right(index.first_keys, key) - 1
             if number < 0:
                 continue
@@ -71,8 +82,19 @@ class Version:
                 block = self.load_block(table, number)
             value = block.get(key, MISSING)
             if value is not MISSING:
+                if value is not None:
+                    self._keep_row(key, value)  # type: ignore[arg-type]
                 return value
         return MISSING
+
+    def _keep_row(self, key: bytes, value: bytes) -> None:
+        """Remember a key just found, so that its next lookup needs no search in index and block; bounded in bytes."""
+        self._row_room -= len(key) + len(value) + ENTRY_OVERHEAD_BYTES
+        if self._row_room < 0:
+            self.rows.clear()
+            self._row_room = self.cache.capacity_bytes // _ROWS_PART
+            return
+        self.rows[key] = value
 
     def load_block(self, table: Table, number: int) -> Batch:
         """Return a block from the cache's old generation or the file."""
