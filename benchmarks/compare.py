@@ -69,8 +69,8 @@ class Keyva(System):
 
     def __init__(self, directory: str) -> None:
         self.db = keyva.open(directory)
-        self.get = self.db.get
-        self.get_many = self.db.get_many  # type: ignore[assignment]
+        self.get = self.db.get  # type: ignore[method-assign]
+        self.get_many = self.db.get_many  # type: ignore[method-assign]
 
     def write(self, batch: Batch) -> None:
         self.db.put_many(batch)
@@ -96,7 +96,7 @@ class Plyvel(System):
         import plyvel
 
         self.db = plyvel.DB(directory, create_if_missing=True, write_buffer_size=64 << 20, lru_cache_size=64 << 20, bloom_filter_bits=10)
-        self.get = self.db.get
+        self.get = self.db.get  # type: ignore[method-assign]
 
     def write(self, batch: Batch) -> None:
         with self.db.write_batch() as writing:
@@ -132,7 +132,7 @@ class Rocksdict(System):
         self._batch = WriteBatch
         self._synced = WriteOptions()
         self._synced.sync = True
-        self.get = self.db.get
+        self.get = self.db.get  # type: ignore[method-assign]
 
     def write(self, batch: Batch) -> None:
         writing = self._batch(raw_mode=True)
@@ -144,7 +144,7 @@ class Rocksdict(System):
         self.db.put(key, value, write_opt=self._synced)
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        values: list[bytes | None] = self.db.get(keys)
+        values: list[bytes | None] = self.db.get(keys)  # type: ignore[arg-type, assignment]
         return values
 
     def scan(self, reverse: bool) -> int:
@@ -218,29 +218,29 @@ def one_round(systems: list[System], number: int, rng: random.Random, results: d
     values = [rng.randbytes(VALUE_BYTES) for _ in range(BATCH)]
     batches = [list(zip(keys[at : at + BATCH], values, strict=False)) for at in range(0, number, BATCH)]
     half = len(batches) // 2
-    record("put, batches of 1000", {s.name: (lambda s=s: [s.write(batch) for batch in batches[:half]], half * BATCH) for s in systems})
+    record("put, batches of 1000", {s.name: (lambda s=s: [s.write(batch) for batch in batches[:half]], half * BATCH) for s in systems})  # type: ignore[misc]
     record(
         "put, batches of 1000, 8 threads",
-        {s.name: (lambda s=s: in_flight(s, batches[half:], 8), (len(batches) - half) * BATCH) for s in systems},
+        {s.name: (lambda s=s: in_flight(s, batches[half:], 8), (len(batches) - half) * BATCH) for s in systems},  # type: ignore[misc]
     )
     some = rng.sample(keys, singles)
-    record("put, one at a time, synced", {s.name: (lambda s=s: [s.put(key, values[0]) for key in some], singles) for s in systems})
+    record("put, one at a time, synced", {s.name: (lambda s=s: [s.put(key, values[0]) for key in some], singles) for s in systems})  # type: ignore[misc]
     for system in systems:
         system.settle()
     hot = rng.sample(keys, 2000)
     for system in systems:
         for key in hot:
             assert system.get(key) is not None
-    record("get, cached", {s.name: (lambda get=s.get: [get(key) for key in hot * 5], 10_000) for s in systems})
+    record("get, cached", {s.name: (lambda get=s.get: [get(key) for key in hot * 5], 10_000) for s in systems})  # type: ignore[misc]
     absent = [key + b"x" for key in rng.sample(keys, 20_000)]
-    record("get, absent", {s.name: (lambda get=s.get: [get(key) for key in absent], 20_000) for s in systems})
+    record("get, absent", {s.name: (lambda get=s.get: [get(key) for key in absent], 20_000) for s in systems})  # type: ignore[misc]
     anywhere = rng.sample(keys, 20_000)
-    record("get, any key", {s.name: (lambda get=s.get: [get(key) for key in anywhere], 20_000) for s in systems})
-    record("get_many of 1000", {s.name: (lambda s=s: [s.get_many(hot[at : at + 1000]) for at in (0, 1000)], 2000) for s in systems})
+    record("get, any key", {s.name: (lambda get=s.get: [get(key) for key in anywhere], 20_000) for s in systems})  # type: ignore[misc]
+    record("get_many of 1000", {s.name: (lambda s=s: [s.get_many(hot[at : at + 1000]) for at in (0, 1000)], 2000) for s in systems})  # type: ignore[misc]
     counts = {system.name: system.scan(False) for system in systems}
     assert len(set(counts.values())) == 1, counts
-    record("scan", {s.name: (lambda s=s: s.scan(False), counts[s.name]) for s in systems})
-    record("scan, reverse", {s.name: (lambda s=s: s.scan(True), counts[s.name]) for s in systems})
+    record("scan", {s.name: (lambda s=s: s.scan(False), counts[s.name]) for s in systems})  # type: ignore[misc]
+    record("scan, reverse", {s.name: (lambda s=s: s.scan(True), counts[s.name]) for s in systems})  # type: ignore[misc]
 
 
 def open_all(kinds: list[type[System]], directory: str) -> Iterator[System]:

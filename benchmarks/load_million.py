@@ -45,9 +45,8 @@ def main() -> int:
             compacted = time.perf_counter()
             count = sum(1 for _ in db.iterator(include_value=False))
             size = sum(entry.stat().st_size for entry in os.scandir(os.path.join(directory, "sst")))
-            print(
-                f"{count} entries: loaded in {loaded - start:.1f} s, flushed and compacted in {compacted - loaded:.1f} s, {size / 1e6:.0f} MB in SSTs"
-            )
+            took = f"loaded in {loaded - start:.1f} s, flushed and compacted in {compacted - loaded:.1f} s"
+            print(f"{count} entries: {took}, {size / 1e6:.0f} MB in SSTs")
             peaks = {process["role"]: peak_mb(process["pid"]) for process in node_processes(directory)}
             peaks["client"] = peak_mb(os.getpid())
         for role, peak in peaks.items():

@@ -79,9 +79,8 @@ def ask(db: keyva.Client) -> None:
     afternoon = [
         float(value) for value in db.iterator("temperature/seattle/2010-07-01T12", "temperature/seattle/2010-07-01T18", include_key=False)
     ]
-    print(
-        f"on the afternoon of 1 July 2010 it had {min(afternoon):.1f} to {max(afternoon):.1f} degrees Fahrenheit ({len(afternoon)} readings)"
-    )
+    low, high = min(afternoon), max(afternoon)
+    print(f"on the afternoon of 1 July 2010 it had {low:.1f} to {high:.1f} degrees Fahrenheit ({len(afternoon)} readings)")
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ class LogMeta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drain(msgspec.Struct, frozen=True, kw_only=True):
-    """A compaction in progress: ``runs`` of ``level`` move down to run ``target_run`` of ``target_level``, step by step from the smallest key."""
+    """A compaction in progress: ``runs`` of ``level`` go down to run ``target_run`` of ``target_level``, from the smallest key up."""
 
     level: int
     runs: tuple[int, ...]
@@ -182,7 +182,7 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
         tree = json.loads(data)
         if tree["format"] > FORMAT or set(tree["features"]) - FEATURES:
             raise FormatVersionError(
-                f"{path}: store format {tree['format']} {tree['features'] or ''} is newer than this keyva knows ({FORMAT}); use a newer keyva"
+                f"{path}: store format {tree['format']} {tree['features'] or ''} is newer than this keyva knows ({FORMAT}); use a newer one"
             )
         tree.pop("crc32c")
         tree["store_id"] = bytes.fromhex(tree["store_id"])

@@ -310,7 +310,7 @@ class Store(Reads):
             raise self._disk_error(error, "writing the request table") from error
 
     def commit(self, manifest: Manifest, *, publish: bool = True) -> None:
-        """Make ``manifest`` (with the next generation number) the truth. Raises `NoSpaceError` when the old one still is, or `FatalError`."""
+        """Make ``manifest`` (with the next generation number) the truth. Raises `NoSpaceError` (the old one still is), or `FatalError`."""
         manifest = msgspec.structs.replace(manifest, generation=self.manifest.generation + 1)
         version = open_version(self.directory, manifest, self._version.tables, self.cache, files=self.files)
         try:

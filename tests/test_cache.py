@@ -84,7 +84,7 @@ def test_no_timer_runs_for_an_empty_cache() -> None:
     assert cache._timer is None
     cache.put(1, BLOCK, 1000)
     assert cache._timer is not None
-    for _ in range(2):
+    for _ in range(2):  # type: ignore[unreachable]
         timer = cache._timer
         assert timer is not None
         timer.cancel()
@@ -126,7 +126,7 @@ def test_threads_share_a_cache() -> None:
                 at = (step * (seed * 2 + 1)) % 100
                 found = cache.young.get(at) or cache.get_old(at)
                 if found is None:
-                    cache.put(at, blocks[at], 2000)
+                    cache.put(at, blocks[at], 2000)  # type: ignore[arg-type]
                 elif found != blocks[at]:
                     wrong.append(f"block {at} is {found}")
         except Exception as error:

@@ -42,8 +42,8 @@ class TestCalls:
         assert db.get("a") is None
         assert db.get("a", b"none") == b"none"
         db.put("a", "ä")
-        db.put(b"\x00", bytearray(b"\x01"), sync=True)
-        db.put(memoryview(b"m"), b"", sync=False)
+        db.put(b"\x00", bytearray(b"\x01"), sync=True)  # type: ignore[arg-type]
+        db.put(memoryview(b"m"), b"", sync=False)  # type: ignore[arg-type]
         assert (db.get(b"a"), db.get(b"\x00"), db.get("m")) == ("ä".encode(), b"\x01", b"")
         assert db.exists("m")
         db.delete("a")
@@ -160,7 +160,7 @@ class TestCalls:
             batch.put("a", "1")
             assert not client.closed
         assert client.closed
-        client.close()
+        client.close()  # type: ignore[unreachable]
         for call in (
             lambda: client.get("a"),
             lambda: client.get_many(["a"]),

@@ -391,7 +391,7 @@ def test_a_recovery_may_die_at_every_disk_operation(directory: str, power_cut: b
 
 
 def test_progress_is_shown_per_record(directory: str) -> None:
-    crashed(directory, *[{b"%d" % at: b""} for at in range(20)])
+    crashed(directory, *[{b"%d" % at: b""} for at in range(20)])  # type: ignore[arg-type]
     calls: list[int] = []
     Store(directory, SMALL, progress=lambda: calls.append(1)).close()
     assert len(calls) == 20

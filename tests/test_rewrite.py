@@ -70,7 +70,7 @@ def ssts(directory: str) -> list[str]:
 
 
 def test_repeated_writes_to_one_key_leave_one_entry_in_the_sst(store_dir: str) -> None:
-    job = seal_log(store_dir, *[{b"k": b"%d" % at} for at in range(100)], {b"a": b"1", b"k": b"last"}, {b"a": None})
+    job = seal_log(store_dir, *[{b"k": b"%d" % at} for at in range(100)], {b"a": b"1", b"k": b"last"}, {b"a": None})  # type: ignore[arg-type]
     result = work(store_dir, job)
     assert result.error == ""
     assert contents(store_dir, result.files) == [(b"a", None), (b"k", b"last")]

@@ -372,9 +372,9 @@ def test_keys_that_are_not_allowed_are_refused(view: View) -> None:
             view.get(key)
         with pytest.raises(InvalidArgumentError):
             view.get_many([b"a", key])
-    for key in (None, 7, ["a"]):
+    for key in (None, 7, ["a"]):  # type: ignore[assignment]
         with pytest.raises(TypeError):
-            view.get(key)  # type: ignore[arg-type]
+            view.get(key)
     assert view.get(bytearray(b"a")) is None  # type: ignore[arg-type]
     assert view.get(b"k" * 65536) is None
 

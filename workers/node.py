@@ -356,7 +356,8 @@ def check_listen(options: Options) -> None:
             raise ConfigError(f"setting 'listen' must be tcp://HOST:PORT, not {listen!r}")
         if not is_loopback(listen) and not (options.curve_server_key_file and options.curve_client_keys_dir):
             raise ConfigError(
-                f"setting 'listen' = {listen!r} is reachable from other hosts: 'curve_server_key_file' and 'curve_client_keys_dir' must be set"
+                f"setting 'listen' = {listen!r} is reachable from other hosts, so 'curve_server_key_file' and "
+                "'curve_client_keys_dir' must be set"
             )
     if bool(options.curve_server_key_file) != bool(options.curve_client_keys_dir):
         raise ConfigError("settings 'curve_server_key_file' and 'curve_client_keys_dir' belong together")

@@ -112,7 +112,7 @@ def test_the_library_checks_before_it_sends(tmp_path: Path) -> None:
                     lambda db=db: db.increment(b"n", 2**63),
                 ):
                     with pytest.raises(keyva.InvalidArgumentError, match=r"key|increment"):
-                        call()
+                        call()  # type: ignore[no-untyped-call]
                 for wrong in (
                     lambda db=db: db.put(5, b"1"),
                     lambda db=db: db.put(b"key", 5),
@@ -121,7 +121,7 @@ def test_the_library_checks_before_it_sends(tmp_path: Path) -> None:
                     lambda db=db: db.get_many(b"key"),
                 ):
                     with pytest.raises(TypeError):
-                        wrong()
+                        wrong()  # type: ignore[no-untyped-call]
                 assert list(db) == []
 
 

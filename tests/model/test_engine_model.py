@@ -101,8 +101,8 @@ class Machine:
         sync = self.random.choice([True, False, None])
         common = {"sync": sync, "client": 7, "request": self.request, "floor": max(1, self.request - 20), "as_of": self.store.position}
         if self.random.random() < 0.2:
-            return WriteRequest(increment=(b"counter%d" % self.random.randrange(3), self.random.randrange(-9, 9)), **common)
-        return WriteRequest(payload=encode_batch(self.batch()), **common)
+            return WriteRequest(increment=(b"counter%d" % self.random.randrange(3), self.random.randrange(-9, 9)), **common)  # type: ignore[arg-type]
+        return WriteRequest(payload=encode_batch(self.batch()), **common)  # type: ignore[arg-type]
 
     def apply(self, request: WriteRequest, answer: Answer) -> None:
         if request.increment is not None:
@@ -199,7 +199,7 @@ class Machine:
         settings = {"include_start": self.random.random() < 0.5, "include_stop": self.random.random() < 0.5}
         low, high = start + b"\0" * (not settings["include_start"]), stop + b"\0" * settings["include_stop"]
         wanted = sorted(((key, value) for key, value in state.items() if low <= key < high), reverse=reverse)
-        assert list(reads.iterator(start, stop, reverse=reverse, **settings)) == wanted
+        assert list(reads.iterator(start, stop, reverse=reverse, **settings)) == wanted  # type: ignore[arg-type]
 
     def walk(self) -> None:
         """Step about in an iterator, with changes to the store in between that it must not see."""
@@ -233,7 +233,7 @@ class Machine:
                     random.choice([self.write, self.one_job])()
 
     def snapshot(self) -> None:
-        source: Store | View = self.random.choice([self.store, self.view])
+        source: Store | View = self.random.choice([self.store, self.view])  # type: ignore[assignment]
         self.snapshots.append((source.snapshot(), dict(self.model)))
         if len(self.snapshots) > 4:
             snapshot, state = self.snapshots.pop(self.random.randrange(len(self.snapshots)))

@@ -55,7 +55,7 @@ class TestRefusals:
             assert done.returncode == 1
             assert "no permission" in done.stderr
         else:
-            assert "no permission" in refused("--dir", str(tmp_path / "d"), **options)
+            assert "no permission" in refused("--dir", str(tmp_path / "d"), **options)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("flags", "named"),
