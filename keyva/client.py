@@ -41,7 +41,7 @@ OWN_SETTINGS = ("block_cache_size", "block_cache_idle_s", "allow_mmap_reads")
 """Settings of `keyva.open` that concern the client's own reading; all others are the node's."""
 
 POSITION_OLD_S = 2.0
-ROUND_TRIP_S = 5.0
+ROUND_TRIP_S = 15.0
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _left_to_parent: list[_Connections] = []

@@ -182,7 +182,7 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
         tree = json.loads(data)
         if tree["format"] > FORMAT or set(tree["features"]) - FEATURES:
             raise FormatVersionError(
-                f"{path}: store format {tree['format']} {tree['features'] or ''} is newer than this keyva knows ({FORMAT}); use a newer one"
+                f"{path}: store format {tree['format']} {tree['features'] or ''} is newer than this one knows ({FORMAT}); use a newer keyva"
             )
         tree.pop("crc32c")
         tree["store_id"] = bytes.fromhex(tree["store_id"])

@@ -83,16 +83,11 @@ class Memtable:
         return added
 
     def _merge_layers(self) -> None:
-        # Geometric, like an LSM in small: a layer is merged into the one below when that is at most twice as large. Pinned
-        # layers live on in their snapshots; here a merged copy takes their place.
+        # Geometric, like an LSM in small: a layer is merged with the one below when that is at most twice as large. Always into
+        # a copy: a layer comes on top only while a snapshot is open, and that has pinned all layers there were.
         layers = self._layers
         while len(layers) >= 3 and len(layers[-3].data) <= 2 * len(layers[-2].data):
-            below, above = layers[-3], layers[-2]
-            if below.pins == 0:
-                below.data.update(above.data)
-                layers[-3:-1] = [below]
-            else:
-                layers[-3:-1] = [_Layer({**below.data, **above.data})]
+            layers[-3:-1] = [_Layer({**layers[-3].data, **layers[-2].data})]
 
     def freeze(self) -> FrozenMemtable:
         """Pin what is here now; costs nothing per entry. The caller must `release` it."""

@@ -50,7 +50,12 @@ class TestRefusals:
             # the interpreter and its packages may be readable to root alone, so they are loaded before the privileges go
             program = "import os, sys, keyva.workers.node as n, keyva.recovery; os.setgid(65534); os.setuid(65534); sys.exit(n.main())"
             done = subprocess.run(
-                [sys.executable, "-c", program, "--dir", str(tmp_path / "d")], capture_output=True, text=True, timeout=60, check=False
+                [sys.executable, "-c", program, "--dir", str(tmp_path / "d")],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                cwd="/",
+                check=False,
             )
             assert done.returncode == 1
             assert "no permission" in done.stderr
@@ -80,7 +85,7 @@ class TestRefusals:
         assert named in refused("--dir", str(tmp_path / "d"), "--config", str(tmp_path / "keyva.toml"), code=2)
 
     def test_an_unknown_flag_is_refused(self, tmp_path: Path) -> None:
-        done = subprocess.run([*COMMAND, "--dir", str(tmp_path / "d"), "--no-such"], capture_output=True, text=True, check=False)
+        done = subprocess.run([*COMMAND, "--dir", str(tmp_path / "d"), "--no-such"], capture_output=True, text=True, cwd="/", check=False)
         assert done.returncode == 2
         assert "--no-such" in done.stderr
 
@@ -112,7 +117,7 @@ class TestSettings:
                 pass
 
     def test_help_explains_every_flag(self) -> None:
-        text = " ".join(subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout.split())
+        text = " ".join(subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, cwd="/", check=True).stdout.split())
         for field in msgspec.structs.fields(Options):
             assert f"--{field.name.replace('_', '-')}" in text
             assert " ".join(OPTION_DOCS[field.name].split())[:30].split("-")[0] in text
