@@ -214,6 +214,30 @@ def test_tombstones_stay_while_something_older_may_lie_below() -> None:
     assert simulation.manifest.all_files() == {}
 
 
+def test_tombstones_of_a_lower_file_stay_for_what_lies_below_its_beginning() -> None:
+    """The file that is merged into begins before the step's own keys, and so reaches over an older run that those do not touch."""
+    simulation = Simulation(small(compaction_style="leveled", max_bytes_for_level_base=400, target_file_size_base=10**6))
+
+    def entries(first: int, last: int, value: bytes | None) -> Entries:
+        found: Entries = {}
+        for key in range(first, last):
+            simulation.sequence += 1
+            found[b"%02d" % key] = (simulation.sequence, value)
+        simulation.model.update(found)
+        return found
+
+    oldest = entries(0, 5, b"old")
+    middle = entries(0, 3, None) | entries(20, 30, b"middle")
+    newest = entries(10, 40, b"new")
+    runs = [Run(id=simulation.take_number(), files=(simulation.make_file(each),)) for each in (newest, middle, oldest)]
+    simulation.manifest = msgspec.structs.replace(simulation.manifest, levels=((), *((run,) for run in runs)))
+    step = pick_step(simulation.manifest, simulation.options)
+    assert step is not None
+    assert (step.level, step.start, step.drop_tombstones) == (1, b"00", False)
+    simulation.do(step)
+    assert simulation.tombstones == 3
+
+
 def test_a_step_reads_about_max_compaction_bytes() -> None:
     options = small(target_file_size_base=400, max_compaction_bytes=1200, max_bytes_for_level_base=1600, compaction_style="leveled")
     random = Random(2)
