@@ -88,7 +88,9 @@ class Maintenance:
         self._manual_errors: dict[int, KeyvaError] = {}
         self._tickets = 0
         self._rotate_error: NoSpaceError | None = None
-        self.damaged: dict[int, str] = {}
+        self.damaged: dict[int, str] = store.damaged_tables()
+        for number, error in self.damaged.items():
+            log.error("SST %d is damaged: %s", number, error)
 
     # Stalls and rotation
 
@@ -179,11 +181,20 @@ class Maintenance:
             step = pick_manual(store.manifest, store.options, start, stop, self.damaged)
             if step is not None:
                 return step
-            if self.damaged:
-                names = "; ".join(self.damaged.values())
+            if damaged := self._damaged_between(start, stop):
+                names = "; ".join(damaged)
                 self._manual_errors[ticket] = CorruptionError(f"compaction left out damaged files: {names}")
             del self._manual[0]
         return pick_step(store.manifest, store.options, self.damaged)
+
+    def _damaged_between(self, start: bytes | None, stop: bytes | None) -> list[str]:
+        """Return what is wrong with the damaged files that hold keys of [start, stop]."""
+        files = self.store.manifest.all_files()
+        return [
+            error
+            for number, error in self.damaged.items()
+            if number in files and (start is None or files[number].largest >= start) and (stop is None or files[number].smallest <= stop)
+        ]
 
     def _start(self, step: Step) -> CompactionJob:
         store = self.store

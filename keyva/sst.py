@@ -29,7 +29,7 @@ from keyva.files import FILES, Files
 from keyva.filter import build_filter, hash_key
 from keyva.index import INDEX_VERSION, Index, IndexHeader, decode_index, encode_index
 
-__all__ = ["SST_VERSION", "BuiltSst", "SstFooter", "SstHeader", "SstWriter", "Table"]
+__all__ = ["SST_VERSION", "BuiltSst", "DamagedTable", "SstFooter", "SstHeader", "SstWriter", "Table"]
 
 MAGIC = b"KEYVASST"
 END_MAGIC = b"KEYVAEND"
@@ -439,6 +439,25 @@ class Table:
             _, block, length = self.read_at(offset)
             yield from block.items()
             offset += length
+
+
+class DamagedTable(Table):
+    """Stands for an SST that cannot be opened because its header or footer is damaged: reads of its key range raise `error`, and
+    those of all other keys go on."""
+
+    def __init__(self, directory: str, number: int, error: CorruptionError) -> None:
+        self.directory = directory
+        self.number = number
+        self.path = sst_path(directory, number)
+        self.cache_base = number << 32
+        self.error = error
+        self._index = None
+        self._fd = -1
+
+    @property
+    def index(self) -> Index:
+        """Raises the error the file was met with."""
+        raise CorruptionError("SST cannot be read", self.path, self.error.offset) from self.error
 
 
 def _read_header(data: bytes, path: str) -> tuple[SstHeader, int, int]:

@@ -36,6 +36,7 @@ from keyva.options import Options
 from keyva.pulse import Pulse, position_of
 from keyva.recovery import prepare_directory, recover
 from keyva.requests import Answer
+from keyva.sst import DamagedTable
 from keyva.version import Version, open_version
 from keyva.view import Reads, Snapshot, lookup
 from keyva.wal import LogWriter
@@ -282,6 +283,10 @@ class Store(Reads):
         self._refresh_state()
         self._publish()
         old.close()
+
+    def damaged_tables(self) -> dict[int, str]:
+        """Return the SSTs that could not be opened, with the reason."""
+        return {number: str(table.error) for number, table in self._version.tables.items() if isinstance(table, DamagedTable)}
 
     def drop_oldest_memtable(self, number: int) -> None:
         """Forget the memtable of log ``number``, which an SST of the manifest holds now."""

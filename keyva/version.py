@@ -15,9 +15,9 @@ from keyva.cache import BlockCache
 from keyva.errors import CorruptionError
 from keyva.files import FILES, Files
 from keyva.filter import hash_key
-from keyva.manifest import Manifest, Run
+from keyva.manifest import FileMeta, Manifest, Run
 from keyva.memtable import ENTRY_OVERHEAD_BYTES, MISSING
-from keyva.sst import Table
+from keyva.sst import DamagedTable, Table
 
 __all__ = ["OpenRun", "Version", "open_version"]
 
@@ -115,16 +115,22 @@ def open_version(
     """Open what ``manifest`` names, reusing ``known`` tables. Raises FileNotFoundError when a file has gone, which for a reader
     means that a newer manifest exists.
     """
-    tables = {}
+    tables: dict[int, Table] = {}
     for number, meta in manifest.all_files().items():
         table = known.get(number)
         if table is None:
-            table = Table(directory, number, mmap_reads=mmap_reads, files=files)
-            if table.size_bytes != meta.size_bytes:
-                raise CorruptionError(
-                    f"SST has {table.size_bytes} bytes where the manifest says {meta.size_bytes}", table.path, table.size_bytes
-                )
-            if table.header.store_id != manifest.store_id:
-                raise CorruptionError("SST belongs to another store", table.path, 0)
+            try:
+                table = _open_table(directory, number, meta, manifest, mmap_reads, files)
+            except CorruptionError as error:
+                table = DamagedTable(directory, number, error)  # not the whole store
         tables[number] = table
     return Version(manifest, tables, cache)
+
+
+def _open_table(directory: str, number: int, meta: FileMeta, manifest: Manifest, mmap_reads: bool, files: Files) -> Table:
+    table = Table(directory, number, mmap_reads=mmap_reads, files=files)
+    if table.size_bytes != meta.size_bytes:
+        raise CorruptionError(f"SST has {table.size_bytes} bytes where the manifest says {meta.size_bytes}", table.path, table.size_bytes)
+    if table.header.store_id != manifest.store_id:
+        raise CorruptionError("SST belongs to another store", table.path, 0)
+    return table

@@ -13,6 +13,7 @@ from keyva.errors import CorruptionError
 from keyva.filename import index_path, sst_path
 from keyva.manifest import LogMeta, Manifest, Run
 from keyva.memtable import MISSING
+from keyva.sst import DamagedTable
 from keyva.version import Version, open_version
 
 
@@ -95,13 +96,19 @@ def test_a_missing_file_is_a_file_not_found(store_dir: str) -> None:
         opened(store_dir, (run,))
 
 
-def test_a_file_of_another_size_or_store_is_refused(store_dir: str) -> None:
+def test_reads_of_a_file_of_another_size_or_store_are_refused_and_others_go_on(store_dir: str) -> None:
     (file,) = make_run(store_dir, 1, entries(0, 10, b"1")).files
-    with pytest.raises(CorruptionError, match="the manifest says"):
-        opened(store_dir, (Run(id=1, files=(msgspec.structs.replace(file, size_bytes=file.size_bytes + 1),)),))
+    version = opened(store_dir, (Run(id=1, files=(msgspec.structs.replace(file, size_bytes=file.size_bytes + 1),)),))
+    assert version.get(b"zzz") is MISSING
+    with pytest.raises(CorruptionError, match="cannot be read"):
+        version.get(b"0005")
     foreign = msgspec.structs.replace(manifest_of((Run(id=1, files=(file,)),)), store_id=bytes(16))
-    with pytest.raises(CorruptionError, match="another store"):
-        open_version(store_dir, foreign, {}, BlockCache(0, 3600))
+    version = open_version(store_dir, foreign, {}, BlockCache(0, 3600))
+    table = version.tables[10]
+    assert isinstance(table, DamagedTable)
+    assert "another store" in str(table.error)
+    with pytest.raises(CorruptionError, match="cannot be read"):
+        version.get(b"0005")
 
 
 def test_a_block_is_read_once_and_then_cached(store_dir: str) -> None:

@@ -144,3 +144,29 @@ def test_a_log_damaged_before_its_flush_is_flushed_from_memory(tmp_path: Path) -
         assert dict(db.iterator()) == entries
     with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
         assert dict(db.iterator()) == entries
+
+
+@pytest.mark.parametrize("where", [20, -10])
+def test_an_sst_with_a_damaged_header_or_footer_does_not_keep_the_store_from_starting(tmp_path: Path, where: int) -> None:
+    with RunningNode(tmp_path / "d", *SMALL) as node, keyva.open(node.directory) as db:
+        fill(db, 100)
+        db.flush()
+        (sst,) = (tmp_path / "d" / "sst").glob("*.sst")
+        db.put_many({"other": "1", "zzz": "2"})
+        node.stop()
+        flip(sst, where % sst.stat().st_size)
+    with RunningNode(tmp_path / "d", *SMALL) as node, keyva.open(node.directory) as db, keyva.connect(node.endpoint) as remote:
+        for reads in (db, remote):
+            assert reads.get("other") == b"1"
+            assert reads.get("a") is None
+            with pytest.raises(keyva.CorruptionError, match=sst.name):
+                reads.get("key-00050")
+            with pytest.raises(keyva.CorruptionError, match=sst.name):
+                list(reads.iterator())
+        assert [entry["sst"] for entry in db.stats()["damaged"]] == [int(sst.stem)]
+        db.put("key-00050", "new")
+        assert remote.get("key-00050") == b"new"
+        db.flush()
+        db.compact_range("n", "z")
+        with pytest.raises(keyva.CorruptionError, match="damaged"):
+            db.compact_range()
