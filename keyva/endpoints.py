@@ -6,6 +6,7 @@ A socket's path may have 107 bytes (sun_path); a directory that is longer gets i
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tempfile
 
@@ -62,7 +63,10 @@ def ipc_endpoints(directory: str, readers: int, listen: str) -> Endpoints:
 def is_loopback(endpoint: str) -> bool:
     """Say whether a tcp endpoint is reachable from this host only."""
     host = endpoint.removeprefix("tcp://").rsplit(":", 1)[0].strip("[]")
-    return host == "localhost" or host == "::1" or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def write_node_info(directory: str, info: NodeInfo) -> None:
