@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -33,9 +35,10 @@ def eventually(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
 class RunningNode:
     """A `keyva-node` process of a test."""
 
-    def __init__(self, directory: Path | str, *flags: str, wait: bool = True) -> None:
+    def __init__(self, directory: Path | str, *flags: str, wait: bool = True, program: str = "") -> None:
         self.directory = str(directory)
-        command = [sys.executable, "-m", "keyva.workers.node", "--dir", self.directory, *flags]
+        module = ["-c", program] if program else ["-m", "keyva.workers.node"]
+        command = [sys.executable, *module, "--dir", self.directory, *flags]
         self.log: list[str] = []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
         self._reader = threading.Thread(target=self._read_log, daemon=True)
@@ -108,6 +111,23 @@ class RunningNode:
         self.stop()
 
 
+def free_port(count: int) -> int:
+    """Return the first of ``count`` free tcp ports in a row, below those that the kernel gives to outgoing connections."""
+    for _ in range(1000):
+        first = random.SystemRandom().randrange(10000, 32000)
+        probes = [socket.socket() for _ in range(count)]
+        try:
+            for number, probe in enumerate(probes):
+                probe.bind(("127.0.0.1", first + number))
+        except OSError:
+            continue
+        finally:
+            for probe in probes:
+                probe.close()
+        return first
+    raise AssertionError("no free ports")
+
+
 def is_alive(process: psutil.Process) -> bool:
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
@@ -124,23 +144,45 @@ class RawClient:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(endpoint)
         self.number = 0
+        self.position = 0
         self.waits: list[str] = []
 
-    def ask(self, op: str, body: bytes = b"\xc0", *, version: int = PROTOCOL_VERSION, timeout_s: float = DEADLINE_S) -> Any:
-        self.number += 1
-        self.socket.send_multipart([encode(Request(version, op, 0, self.number)), body])
+    def send(
+        self,
+        op: str,
+        body: bytes = b"\xc0",
+        *,
+        version: int = PROTOCOL_VERSION,
+        client: int = 0,
+        number: int = 0,
+        floor: int = 0,
+        as_of: int = 0,
+        flags: int = 0,
+    ) -> int:
+        """Send a request (with the next number when none is given) and return its number."""
+        self.number = number or self.number + 1
+        self.socket.send_multipart([encode(Request(version, op, client, self.number, floor, as_of, flags)), body])
+        return self.number
+
+    def answer(self, number: int, timeout_s: float = DEADLINE_S) -> Any:
+        """Wait for the answer to a request; raises the error that was answered. Notices that it waits go to `waits`."""
         end = time.monotonic() + timeout_s
         while self.socket.poll(max(0, int(1000 * (end - time.monotonic())))):
-            header, answer = self.socket.recv_multipart()
+            header, body = self.socket.recv_multipart()
             response = decode_response(header)
-            if response.request != self.number:
+            if response.request != number:
                 continue
+            self.position = response.position
             if response.status == ERROR:
-                raise decode_error(answer)
+                raise decode_error(body)
             if response.status == OK:
-                return decode_body(answer)
-            self.waits.append(decode_body(answer))
-        raise TimeoutError(op)
+                return decode_body(body)
+            self.waits.append(decode_body(body))
+        raise TimeoutError(f"request {number}")
+
+    def ask(self, op: str, body: bytes = b"\xc0", *, timeout_s: float = DEADLINE_S, **header: int) -> Any:
+        """Send a request and wait for its answer."""
+        return self.answer(self.send(op, body, **header), timeout_s)
 
     def __enter__(self) -> Self:
         return self

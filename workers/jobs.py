@@ -2,6 +2,9 @@
 
 They own nothing. A job whose result is lost is offered again; after each second of idling they ask anew, so a restarted writer
 learns of them.
+
+Invariant: a process does a job once. An offer can cross the next asking, and then the same job comes twice; by then its output may be
+in the manifest, so doing it again would replace or remove live files. It is answered with the result it had.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ class JobWorker:
         worker.poller.register(self._socket, zmq.POLLIN)
         self._asked_at = float("-inf")
         self._requests = 0
+        self._last: JobResult | None = None
 
     def run(self) -> None:
         """Work until the node says stop."""
@@ -83,11 +87,12 @@ class JobWorker:
             log.warning("dropped a message that is no job: %s", error)
             return
         spec = self._worker.spec
-        try:
-            result: JobResult = run_job(spec.directory, job, spec.options, self._progress)
-        except _StoppedError:
-            return
-        self._send("result", result)
+        if self._last is None or self._last.id != job.id:
+            try:
+                self._last = run_job(spec.directory, job, spec.options, self._progress)
+            except _StoppedError:
+                return
+        self._send("result", self._last)
         self._asked_at = float("-inf")
 
     def _progress(self, _: int) -> None:

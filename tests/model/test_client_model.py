@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
-from nodes import RunningNode
+from nodes import RunningNode, free_port
 
 import keyva
 
@@ -34,7 +34,7 @@ class Machine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.directory = tempfile.mkdtemp(prefix="keyva-model-")
-        self.port = random.Random(os.getpid()).randrange(20000, 50000)
+        self.port = free_port(2)
         self.model: dict[bytes, bytes] = {}
         self.open_snapshots: list[tuple[Any, dict[bytes, bytes]]] = []
         self.start_node()

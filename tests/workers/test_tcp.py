@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 import zmq.auth
-from nodes import RunningNode
+from nodes import RunningNode, free_port
 
 import keyva
 
 
-def free_port() -> int:
-    """Return a port with free ones behind it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1]) % 20000 + 30000
-
-
 def test_tcp_serves_reads_and_writes(tmp_path: Path) -> None:
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    endpoint = f"tcp://127.0.0.1:{free_port(3)}"
     with RunningNode(tmp_path / "d", f"--listen={endpoint}", "--readers=2") as node, keyva.connect(endpoint) as remote:
         assert f"listen={endpoint}" in node.ready
         with remote.write_batch() as batch:
@@ -42,7 +34,7 @@ def test_only_clients_with_a_known_key_are_let_in(tmp_path: Path) -> None:
     client_public, client_secret = zmq.auth.create_certificates(tmp_path, "client")
     _, stranger_secret = zmq.auth.create_certificates(tmp_path, "stranger")
     Path(client_public).rename(allowed / "client.key")
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    endpoint = f"tcp://127.0.0.1:{free_port(2)}"
     key = zmq.auth.load_certificate(server_public)[0]
     with RunningNode(
         tmp_path / "d", f"--listen={endpoint}", f"--curve-server-key-file={server_secret}", f"--curve-client-keys-dir={allowed}"
