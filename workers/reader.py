@@ -136,13 +136,17 @@ class Reader:
             raise ProtocolError(f"{len(keys)} keys in one request, more than {KEYS_MAX}")
         source = self._source(snapshot)
         values: list[bytes | None] = []
-        size = 0
-        for start in range(0, len(keys), 1000):
-            part = source.get_many(keys[start : start + 1000])
-            values += part
-            size += sum(len(value) for value in part if value is not None)
-            if size >= MANY_BYTES:
-                break
+        # Looked up in parts, small ones first, for how large the values are shows only when they have been read
+        size, largest, count = 0, 1, 1
+        while len(values) < len(keys) and size < MANY_BYTES:
+            for value in source.get_many(keys[len(values) : len(values) + count]):
+                values.append(value)
+                if value is not None:
+                    size += len(value)
+                    largest = max(largest, len(value))
+                    if size >= MANY_BYTES:
+                        break
+            count = max(1, min(2 * count, 1000, (MANY_BYTES - size) // largest))
         return values
 
     def _snapshot(self, body: bytes) -> int:
