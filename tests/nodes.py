@@ -17,7 +17,7 @@ import psutil
 import zmq
 
 from keyva.client import node_processes
-from keyva.protocol import ERROR, OK, PROTOCOL_VERSION, Request, decode_body, decode_error, decode_response, encode
+from keyva.protocol import ERROR, PROTOCOL_VERSION, WAIT, Request, Response, decode_body, decode_error, decode_response, encode
 
 DEADLINE_S = 30.0
 
@@ -146,6 +146,7 @@ class RawClient:
         self.number = 0
         self.position = 0
         self.waits: list[str] = []
+        self._answers: dict[int, tuple[Response, bytes]] = {}
 
     def send(
         self,
@@ -167,18 +168,20 @@ class RawClient:
     def answer(self, number: int, timeout_s: float = DEADLINE_S) -> Any:
         """Wait for the answer to a request; raises the error that was answered. Notices that it waits go to `waits`."""
         end = time.monotonic() + timeout_s
-        while self.socket.poll(max(0, int(1000 * (end - time.monotonic())))):
+        while number not in self._answers:
+            if not self.socket.poll(max(0, int(1000 * (end - time.monotonic())))):
+                raise TimeoutError(f"request {number}")
             header, body = self.socket.recv_multipart()
             response = decode_response(header)
-            if response.request != number:
-                continue
-            self.position = response.position
-            if response.status == ERROR:
-                raise decode_error(body)
-            if response.status == OK:
-                return decode_body(body)
-            self.waits.append(decode_body(body))
-        raise TimeoutError(f"request {number}")
+            if response.status == WAIT:
+                self.waits.append(decode_body(body))
+            else:
+                self._answers[response.request] = (response, body)
+        response, body = self._answers.pop(number)
+        self.position = response.position
+        if response.status == ERROR:
+            raise decode_error(body)
+        return decode_body(body)
 
     def ask(self, op: str, body: bytes = b"\xc0", *, timeout_s: float = DEADLINE_S, **header: int) -> Any:
         """Send a request and wait for its answer."""

@@ -182,7 +182,7 @@ def background_family(directory: Path) -> list[psutil.Process]:
 
 
 def test_the_node_killed_under_writes_is_recovered_by_the_next_start(tmp_path: Path) -> None:
-    settings = {"write_buffer_size": 65536, "target_file_size_base": 65536}
+    settings = {"write_buffer_size": 65536, "target_file_size_base": 65536, "idle_stop_s": 1.0}
     with keyva.open(tmp_path / "d", **settings) as db, Load(lambda _: keyva.open(tmp_path / "d", **settings)) as load:
         for _ in range(3):
             load.go_on()
