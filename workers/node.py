@@ -50,6 +50,7 @@ HEALTHY_AFTER_S = 10.0
 START_FAILURES_MAX = 5
 STOP_TIMEOUT_S = 10.0
 CLIENTS_CHECK_S = 0.5
+OWNER_WAIT_S = 1.0
 LOG_BYTES_MAX = 16 * 1024 * 1024
 
 
@@ -133,7 +134,7 @@ class Node:
         prepare_directory(self.directory, FILES)
         self._lock = Lock(os.path.join(self.directory, LOCK))
         if not self._lock.acquire():
-            pid = self._lock.owner()
+            pid = _owner(self._lock)
             self._lock.release()
             raise StoreLockedError(f"{self.directory} is owned by another node, process {pid}", pid)
         self._lock.write_owner()
@@ -236,15 +237,18 @@ class Node:
         child = next((child for child in self.children if (child.role, child.number, child.pid) == (role, number, pid)), None)
         if child is None:
             return  # of a process that is gone
-        child.beat_at = time.monotonic()
-        if op == "ready":
+        if op == "failed":
+            try:
+                name, message, permanent = msgspec.convert(body, tuple[str, str, bool])
+            except msgspec.ValidationError as error:
+                raise ProtocolError(f"body cannot be decoded: {error}") from None
+            child.error = f"{name}: {message}"
+            child.permanent = permanent
+        elif op == "ready":
             child.become("running")
             child.start_failures = 0
             log.debug("%s (process %d) is ready", child.name, pid)
-        elif op == "failed":
-            name, message, permanent = body
-            child.error = f"{name}: {message}"
-            child.permanent = bool(permanent)
+        child.beat_at = time.monotonic()
 
     def _on_exit(self, child: Child, now: float) -> None:
         self._take_messages()  # its last words
@@ -345,6 +349,24 @@ class Node:
                 FILES.unlink(os.path.join(folder, name))
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owner(lock: Lock) -> int:
+    """Return the pid of the node that holds ``lock``; until it has written that, the file is empty or names one that was killed."""
+    deadline = time.monotonic() + OWNER_WAIT_S
+    while True:
+        pid = lock.owner()
+        try:
+            if pid:
+                os.kill(pid, 0)
+                return pid
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            return pid  # of another user
+        if time.monotonic() >= deadline:
+            return pid
+        time.sleep(0.01)
 
 
 def check_listen(options: Options) -> None:

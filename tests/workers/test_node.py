@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
 from crc32c import crc32c
-from nodes import RunningNode, eventually, is_alive
+from keyva.workers.node import Node
+from nodes import RawClient, RunningNode, eventually, free_port, is_alive
 
 import keyva
 from keyva.client import node_processes
+from keyva.endpoints import running_node
+from keyva.errors import StoreLockedError
+from keyva.files import Lock
 from keyva.options import OPTION_DOCS, Options
+from keyva.protocol import encode
 
 COMMAND = [sys.executable, "-m", "keyva.workers.node"]
 
@@ -35,6 +42,50 @@ class TestRefusals:
     def test_a_directory_another_node_owns_is_named_with_that_nodes_pid(self, tmp_path: Path) -> None:
         with RunningNode(tmp_path / "d") as node:
             assert str(node.process.pid) in refused("--dir", str(tmp_path / "d"))
+
+    def test_of_nodes_that_start_at_the_same_moment_one_wins_and_the_others_name_it(self, tmp_path: Path) -> None:
+        nodes = [RunningNode(tmp_path / "d", wait=False) for _ in range(4)]
+        try:
+            eventually(lambda: sum(node.process.poll() is None for node in nodes) == 1, "one is left")
+            (winner,) = [node for node in nodes if node.process.poll() is None]
+            assert winner.process.stdout is not None
+            assert winner.process.stdout.readline().startswith("ready ")
+            for loser in nodes:
+                if loser is not winner:
+                    assert loser.stop() == 1
+                    assert f"owned by another node, process {winner.process.pid}" in loser.log[-1]
+            with keyva.open(tmp_path / "d") as db:
+                assert db.increment("n") == 1
+        finally:
+            for node in nodes:
+                if node.process.poll() is None:
+                    node.stop()
+
+    def test_the_owner_is_named_once_it_has_written_its_pid(self, tmp_path: Path) -> None:
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        (tmp_path / "LOCK").write_text(f"{gone.pid}\n")  # of a node that was killed
+        owner = Lock(str(tmp_path / "LOCK"))
+        assert owner.acquire()
+        timer = threading.Timer(0.2, owner.write_owner)
+        timer.start()
+        try:
+            with pytest.raises(StoreLockedError, match=f"process {os.getpid()}$") as found:
+                Node(str(tmp_path), Options())._acquire()
+            assert found.value.pid == os.getpid()
+        finally:
+            timer.join()
+            owner.release()
+
+    def test_a_port_in_use_is_named_after_some_tries(self, tmp_path: Path) -> None:
+        port = free_port(2)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", port))
+            taken.listen()
+            line = refused("--dir", str(tmp_path / "d"), f"--listen=tcp://127.0.0.1:{port}")
+        assert "the writer cannot start (5 tries)" in line
+        assert "Address already in use" in line
+        assert f"127.0.0.1:{port}" in line
 
     def test_a_file_where_the_directory_should_be(self, tmp_path: Path) -> None:
         (tmp_path / "d").write_text("")
@@ -182,6 +233,51 @@ class TestLife:
             os.kill(pid, signal.SIGKILL)
             assert node.process.wait(30) == 1
         assert any("MANIFEST" in line and "offset" in line for line in node.log if line.startswith("keyva-node: "))
+
+    def test_it_stops_though_a_worker_hangs(self, tmp_path: Path) -> None:
+        program = "import sys, keyva.workers.node as n; n.STOP_TIMEOUT_S = 1.0; sys.exit(n.main())"
+        with RunningNode(tmp_path / "d", "--heartbeat-timeout-s=60", program=program) as node, keyva.connect(node.endpoint) as db:
+            db.put("a", "1")
+            hanging = psutil.Process(node.pid_of("flusher"))
+            hanging.send_signal(signal.SIGSTOP)
+            assert node.stop() == 0
+            assert not is_alive(hanging)
+        assert any("flusher" in line and "did not stop" in line for line in node.log)
+        with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
+            assert db.get("a") == b"1"
+
+    def test_a_signal_while_it_starts_stops_it_cleanly(self, tmp_path: Path) -> None:
+        node = RunningNode(tmp_path / "d", wait=False)
+        eventually(lambda: (tmp_path / "d" / "writer.lock").exists(), "the writer starts")
+        assert node.stop() == 0
+        with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
+            assert db.increment("n") == 1
+
+    def test_one_that_is_to_stop_when_idle_stays_for_its_clients_and_then_stops(self, tmp_path: Path) -> None:
+        with RunningNode(tmp_path / "d", "--idle-stop-s=0.5") as node:
+            with keyva.open(node.directory) as db:
+                db.put("a", "1")
+                with pytest.raises(subprocess.TimeoutExpired):
+                    node.process.wait(2.0)
+                assert db.get("a") == b"1"
+            assert node.process.wait(30) == 0
+        assert running_node(node.directory) is None
+        assert not (tmp_path / "d" / "NODE").exists()
+
+    def test_forged_words_of_its_workers_do_no_harm(self, tmp_path: Path) -> None:
+        with RunningNode(tmp_path / "d") as node, keyva.connect(node.endpoint) as db:
+            found = running_node(node.directory)
+            assert found is not None
+            pid = node.pid_of("writer")
+            with RawClient(found.endpoints.control) as raw:
+                bodies: list[object] = [5, None, [], ["StoreError"], ["a", "b", "c", "d"], [1, 2, 3], {}, "abc"]
+                for body in bodies:
+                    raw.send("failed", encode(["writer", 0, pid, body]))
+                    raw.send("beat", encode(["writer", 0, pid, body]))
+                    raw.send("dance", encode(["writer", 0, pid, body]))
+                assert [process["pid"] for process in raw.ask("ps")] == [process["pid"] for process in node_processes(node.directory)]
+            assert node.pid_of("writer") == pid
+            assert db.increment("n") == 1
 
     def test_a_path_too_long_for_sockets_works(self, tmp_path: Path) -> None:
         directory = tmp_path / ("x" * 100) / ("y" * 100)
