@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from keyva.errors import OutcomeUnknownError, ProtocolError, UnavailableError
+from keyva.errors import ClosedError, KeyvaError, OutcomeUnknownError, ProtocolError, UnavailableError
 from keyva.protocol import ERROR, FLAG_REPEATED, OK, PROTOCOL_VERSION, WAIT, Request, decode_body, decode_error, decode_response, encode
 
 __all__ = ["Answer", "Channel", "Curve"]
@@ -107,6 +107,8 @@ class Channel:
                 if response.status == OK:
                     return Answer(frame, response.position)
                 if response.status == ERROR:
+                    if header.flags & FLAG_REPEATED:
+                        self.broken = True  # a repeat that has not left yet must not be done after all
                     raise decode_error(frame)
                 if response.status == WAIT:
                     reason = str(decode_body(frame))[:500]
@@ -116,8 +118,10 @@ class Channel:
                 continue
             try:
                 on_silence()
-            except Exception:
+            except Exception as error:
                 self.broken = True
+                if changes and isinstance(error, KeyvaError) and not isinstance(error, ClosedError):
+                    raise OutcomeUnknownError(f"{error}; the change may or may not have been made") from error
                 raise
             now = time.monotonic()
             back = self._connection_is_back()

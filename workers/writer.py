@@ -4,6 +4,9 @@
 Each turn of the loop drains what has arrived and commits it as one group. While flushing or compaction is too far behind, writes are
 held (a bounded number of bytes, then the socket is left alone), their clients are told once a second why, and after
 ``write_stall_timeout_s`` they are refused.
+
+Invariant: what was refused is not done later. A client that waits sends its request again, so a repeat may still be on its way when the
+first try is refused; it is refused too.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +39,7 @@ GROUP_BYTES_MAX = 16 * 1024 * 1024
 GROUP_REQUESTS_MAX = 1024
 HELD_BYTES_MAX = 64 * 1024 * 1024
 WAITING_MAX = 1024
+REFUSED_MAX = 10_000
 NOTICE_S = 1.0
 KINDS: tuple[Kind, ...] = ("flush", "compact")
 
@@ -66,6 +70,7 @@ class Writer:
         self._idle: dict[Kind, Message] = {}
         self._held: deque[Message] = deque()
         self._held_bytes = 0
+        self._refused: OrderedDict[tuple[int, int], Exception] = OrderedDict()
         self._noticed_at = 0.0
         self._waiting: list[_Waiting] = []
         self._slow_until = 0.0
@@ -176,8 +181,7 @@ class Writer:
         while self._held and self._held[0].at < horizon:
             message = self._held.popleft()
             self._held_bytes -= len(message.body)
-            error = WriteStallError(f"waited {self._options.write_stall_timeout_s:g} s, nothing was written: {stall.text}")
-            self._data.answer_error(message.peer, message.request.request, error, self._store.position)
+            self._refuse(message, WriteStallError(f"waited {self._options.write_stall_timeout_s:g} s, nothing was written: {stall.text}"))
         if now - self._noticed_at >= NOTICE_S:
             self._noticed_at = now
             body = encode(stall.text)
@@ -189,19 +193,31 @@ class Writer:
         requests: list[WriteRequest] = []
         accepted: list[Message] = []
         for message in group:
+            header = message.request
             try:
+                if header.flags & FLAG_REPEATED and (refused := self._refused.get((header.client, header.request))) is not None:
+                    raise refused
                 requests.append(_write_request(message))
                 accepted.append(message)
             except (KeyvaError, TypeError) as error:
-                self._data.answer_error(message.peer, message.request.request, error, self._store.position)
+                self._refuse(message, error)
         results = self._store.write(requests)
         position = self._store.position
         answer = self._data.answer
         for message, result in zip(accepted, results, strict=True):
             if isinstance(result, KeyvaError):
-                self._data.answer_error(message.peer, message.request.request, result, position)
+                self._refuse(message, result)
             else:
                 answer(message.peer, message.request.request, encode(result), position)
+
+    def _refuse(self, message: Message, error: Exception) -> None:
+        """Answer a write with an error, and remember it for repeats."""
+        request = message.request
+        if request.client:
+            self._refused[request.client, request.request] = error.with_traceback(None)
+            if len(self._refused) > REFUSED_MAX:
+                self._refused.popitem(last=False)
+        message.server.answer_error(message.peer, request.request, error, self._store.position)
 
     def _serve(self, message: Message) -> None:
         request = message.request

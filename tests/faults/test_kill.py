@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -271,3 +272,20 @@ def test_a_second_writer_of_a_directory_is_refused(tmp_path: Path) -> None:
         assert "5 tries" in line
     finally:
         store.close()
+
+
+def test_a_write_under_way_when_its_node_is_lost_for_good_has_an_unknown_outcome(tmp_path: Path) -> None:
+    with keyva.open(tmp_path / "d") as db, ThreadPoolExecutor(1) as pool:
+        db.put("a", "1")
+        family = background_family(tmp_path / "d")
+        writer = psutil.Process(int(db.stats()["writer_pid"]))
+        writer.send_signal(signal.SIGSTOP)
+        write = pool.submit(db.put, "b", "2")
+        with pytest.raises(TimeoutError):
+            write.result(0.3)  # sent, and perhaps written
+        (tmp_path / "d" / "MANIFEST").write_bytes(b"damaged")
+        family[0].kill()
+        with pytest.raises(keyva.OutcomeUnknownError, match=r"MANIFEST.*may or may not"):
+            write.result(30)
+        assert db.get("a") == b"1"  # what has been read can still be
+        wait_until_gone(family)

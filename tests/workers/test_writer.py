@@ -133,6 +133,38 @@ def test_a_repeat_nobody_can_know_about_is_refused_not_guessed(tmp_path: Path) -
         assert raw.ask("increment", ADD_ONE)[1] == 2
 
 
+def test_a_repeat_of_what_was_refused_is_refused_although_it_could_be_done_by_now(tmp_path: Path) -> None:
+    flags = ("--heartbeat-timeout-s=60", "--write-buffer-size=65536", "--max-write-buffer-number=2", "--write-stall-timeout-s=2")
+    with RunningNode(tmp_path / "d", *flags) as node, RawClient(node.endpoint) as raw:
+        as_of = raw.ask("hello")["position"]
+        first = {"client": CLIENT, "number": 10_000, "floor": 10_000, "as_of": as_of}
+        pid = node.pid_of("flusher")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            while raw.ask("stats")["stall"] is None:
+                raw.ask("write", encode_batch({b"%d" % raw.number: b"x" * 40_000}))
+            raw.send("increment", ADD_ONE, **first)
+            with pytest.raises(TimeoutError):
+                raw.answer(10_000, 1.0)
+            raw.send("increment", ADD_ONE, **first, flags=FLAG_REPEATED)  # as a client does that waits
+            with pytest.raises(WriteStallError, match="nothing was written"):
+                raw.answer(10_000)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        with pytest.raises(WriteStallError, match="nothing was written"):
+            raw.answer(10_000)  # the repeat, which could have been done
+        eventually(lambda: raw.ask("stats")["stall"] is None, "no stall any more")
+        assert raw.ask("increment", ADD_ONE)[1] == 1
+        raw.ask("write", encode_batch({b"n": b"text"}))
+        second = {**first, "number": 30_000}
+        with pytest.raises(keyva.NotACounterError):
+            raw.ask("increment", ADD_ONE, **second)
+        raw.ask("write", encode_batch({b"n": b"5"}))
+        with pytest.raises(keyva.NotACounterError):
+            raw.ask("increment", ADD_ONE, **second, flags=FLAG_REPEATED)
+        assert raw.ask("increment", ADD_ONE)[1] == 6
+
+
 def test_durability_is_asked_for_by_request(tmp_path: Path) -> None:
     for durability, cases in [("os", [(0, 0), (FLAG_SYNC, 1)]), ("sync", [(0, 1), (FLAG_NO_SYNC, 0)])]:
         with RunningNode(tmp_path / durability, f"--durability={durability}") as node, RawClient(node.endpoint) as raw:
