@@ -10,12 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import zmq
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nodes import RawClient, RunningNode, eventually
 
 import keyva
 from keyva.batch import encode_batch
+from keyva.client import node_processes
+from keyva.endpoints import running_node
 from keyva.errors import ProtocolError
 from keyva.options import KEY_BYTES_MAX
 from keyva.protocol import Request, decode_body, decode_error, decode_request, decode_response, encode
@@ -145,6 +147,67 @@ def test_decoding_headers_raises_nothing_but_protocol_errors(frame: bytes) -> No
             decode(frame)
         except ProtocolError:
             pass
+
+
+NESTED = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(max_size=20) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.binary(max_size=4) | st.integers(0, 9), inner, max_size=4),
+    max_leaves=12,
+)
+OPS = (
+    *("hello", "write", "increment", "flush", "stats", "get", "get_many", "scan", "next", "close", "snapshot", "release"),
+    *("ps", "idle", "result", "ready", "beat", "failed", "dance", ""),
+)
+NUMBERS = st.integers(0, 3) | st.integers(0, 2**64 - 1) | st.integers(-(2**63), -1)
+HEADERS = st.builds(
+    lambda version, op, rest: encode([version, op, *rest]),
+    st.just(1) | st.integers(-5, 300),
+    st.sampled_from(OPS) | st.text(max_size=10),
+    st.lists(NUMBERS, max_size=7),
+)
+MESSAGES = st.lists(HEADERS | st.binary(max_size=50), max_size=1).flatmap(
+    lambda head: st.lists(st.builds(encode, NESTED) | st.binary(max_size=100), min_size=1, max_size=3).map(lambda rest: head + rest)
+)
+
+
+def test_a_live_node_survives_whatever_is_made_up(tmp_path: Path) -> None:
+    with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db, RawClient(node.endpoint) as asks:
+        found = running_node(node.directory)
+        assert found is not None
+        endpoints = found.endpoints
+        before = [process["pid"] for process in node_processes(node.directory)]
+        db.put("a\x00known", "1")
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        targets = []
+        for endpoint in (endpoints.writer, endpoints.readers[0], endpoints.jobs, endpoints.control):
+            socket = context.socket(zmq.DEALER)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.connect(endpoint)
+            targets.append(socket)
+
+        @settings(max_examples=400, suppress_health_check=list(HealthCheck))
+        @given(st.integers(0, 3), MESSAGES)
+        def send(target: int, frames: list[bytes]) -> None:
+            targets[target].send_multipart(frames)
+            while targets[target].poll(0):  # whatever is answered can be decoded
+                answer = targets[target].recv_multipart()
+                if target != 2:  # jobs are handed out there
+                    header, body = answer
+                    response = decode_response(header)
+                    assert decode_error(body) if response.status == 1 else True
+            asks.send("hello")
+
+        try:
+            send()
+            assert asks.answer(asks.number)["pid"] == node.pid_of("writer")
+        finally:
+            context.destroy(linger=0)
+        assert [process["pid"] for process in node_processes(node.directory)] == before
+        assert db.get("a\x00known") == b"1"
+        with keyva.connect(node.endpoint) as remote:
+            assert dict(remote.iterator()) == dict(db.iterator())
+        db.flush()
+        db.compact_range()
 
 
 def test_high_pressure_from_one_client_leaves_others_served(tmp_path: Path) -> None:
