@@ -187,7 +187,7 @@ def test_a_client_that_waits_for_a_job_is_told_so(node: RunningNode, raw: RawCli
     try:
         number = raw.send(op, encode([None, None]) if op == "compact" else b"\xc0")
         with pytest.raises(TimeoutError):
-            raw.answer(number, 1.5)
+            raw.answer(number, 4.0)
         assert raw.waits
         assert set(raw.waits) == {f"{op} is under way"}
         assert raw.ask("increment", ADD_ONE)[1] == 1  # nobody else waits
