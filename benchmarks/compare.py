@@ -128,7 +128,7 @@ class Rocksdict(System):
         table.set_bloom_filter(10, False)
         table.set_block_cache(Cache(64 << 20))
         options.set_block_based_table_factory(table)
-        self.db = Rdict(directory, options)
+        self.db: Any = Rdict(directory, options)
         self._batch = WriteBatch
         self._synced = WriteOptions()
         self._synced.sync = True
@@ -144,7 +144,7 @@ class Rocksdict(System):
         self.db.put(key, value, write_opt=self._synced)
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        values: list[bytes | None] = self.db.get(keys)  # type: ignore[arg-type, assignment]
+        values: list[bytes | None] = self.db.get(keys)
         return values
 
     def scan(self, reverse: bool) -> int:

@@ -74,11 +74,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """A live log; ``sealed_bytes`` is its final size, None while it is the active one."""
+    """A live log; ``sealed_bytes`` is its final size, None while it is the active one. Everything before ``synced_bytes`` was synced
+    when the manifest was written: damage there is no torn write.
+    """
 
     number: int
     first_sequence: int
     sealed_bytes: int | None = None
+    synced_bytes: int = 0
 
 
 class Drain(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ until the new manifest is in place the old files are untouched, so a start can d
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -53,6 +54,9 @@ def prepare_directory(directory: str, files: Files) -> None:
         files.make_dir(directory)
         for name in ("wal", "sst", "run", "log"):
             files.make_dir(os.path.join(directory, name))
+        if not os.path.exists(os.path.join(directory, MANIFEST)):  # the start that made the directory may have died before it did this
+            with contextlib.suppress(PermissionError):
+                files.fsync_dir(os.path.dirname(os.path.abspath(directory)))
         if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
             raise StoreError(f"no permission to use {directory}")
     except PermissionError as error:
@@ -106,7 +110,7 @@ def recover(directory: str, files: Files, progress: Callable[[], None]) -> Recov
         manifest,
         generation=manifest.generation + 1,
         next_number=number + 1 + _NUMBERS_RESERVED,
-        logs=(*sealed, LogMeta(number=number, first_sequence=writer.first_sequence)),
+        logs=(*sealed, LogMeta(number=number, first_sequence=writer.first_sequence, synced_bytes=writer.synced)),
         obsolete=(*manifest.obsolete, *old),
     )
     try:
@@ -170,7 +174,7 @@ def _replay(
         progress()
         return len(batch)
 
-    found = recover_log(path, sealed_bytes=meta.sealed_bytes, count_entries=count, files=files)
+    found = recover_log(path, sealed_bytes=meta.sealed_bytes, synced_bytes=meta.synced_bytes, count_entries=count, files=files)
     if found.header.number != meta.number or found.header.store_id != manifest.store_id:
         raise CorruptionError(f"this is log {found.header.number} of another store or place", path, 16)
     if found.header.first_sequence != meta.first_sequence:

@@ -268,12 +268,10 @@ class Store(Reads):
             sealed = old.seal()
         except OSError as error:
             raise FatalError(f"{old.path}: sealing failed: {error}") from error
-        logs = [*self.manifest.logs[:-1], LogMeta(number=old.number, first_sequence=old.first_sequence, sealed_bytes=sealed)]
+        was = LogMeta(number=old.number, first_sequence=old.first_sequence, sealed_bytes=sealed, synced_bytes=sealed)
+        now = LogMeta(number=number, first_sequence=self._next_sequence, synced_bytes=new.synced)
         try:
-            self.commit(
-                msgspec.structs.replace(self.manifest, logs=(*logs, LogMeta(number=number, first_sequence=self._next_sequence))),
-                publish=False,
-            )
+            self.commit(msgspec.structs.replace(self.manifest, logs=(*self.manifest.logs[:-1], was, now)), publish=False)
         except NoSpaceError:
             new.close()
             self.files.unlink(new.path)
@@ -316,7 +314,10 @@ class Store(Reads):
 
     def commit(self, manifest: Manifest, *, publish: bool = True) -> None:
         """Make ``manifest`` (with the next generation number) the truth. Raises `NoSpaceError` (the old one still is), or `FatalError`."""
-        manifest = msgspec.structs.replace(manifest, generation=self.manifest.generation + 1)
+        logs = manifest.logs
+        if logs[-1].number == self._log.number:
+            logs = (*logs[:-1], msgspec.structs.replace(logs[-1], synced_bytes=self._log.synced))
+        manifest = msgspec.structs.replace(manifest, generation=self.manifest.generation + 1, logs=logs)
         version = open_version(self.directory, manifest, self._version.tables, self.cache, files=self.files)
         try:
             store_manifest(self.directory, manifest, self.files)
@@ -343,7 +344,8 @@ class Store(Reads):
             if not self._failed:  # after a failed sync another one would only claim success
                 try:
                     self._log.seal()
-                except OSError as error:
+                    self.commit(self.manifest)  # with the log's synced size: damage of its last record shows at the next start
+                except (OSError, NoSpaceError, FatalError) as error:
                     log.error("%s: sealing at the end failed: %s", self._log.path, error)
             self._log.close()
             self.cache.clear()

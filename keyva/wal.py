@@ -288,10 +288,13 @@ class RecoveredLog(NamedTuple):
     dropped_reason: str
 
 
-def recover_log(path: str, *, sealed_bytes: int | None, count_entries: object = None, files: Files = FILES) -> RecoveredLog:
+def recover_log(
+    path: str, *, sealed_bytes: int | None, synced_bytes: int = 0, count_entries: object = None, files: Files = FILES
+) -> RecoveredLog:
     """Read a whole log after a crash and decide what in it counts.
 
-    ``sealed_bytes`` is the size the manifest gives a sealed log, None for the active one. ``count_entries`` is a function from
+    ``sealed_bytes`` is the size the manifest gives a sealed log, None for the active one, of which the manifest says that
+    ``synced_bytes`` were synced. ``count_entries`` is a function from
     a payload to its number of entries, used to check that sequence numbers follow on. Raises `CorruptionError` for
     damage that a torn write cannot explain. Holds the file in memory; costs one pass over it.
     """
@@ -327,6 +330,12 @@ def recover_log(path: str, *, sealed_bytes: int | None, count_entries: object = 
         position = record.end
     if sealed_bytes is not None and position != sealed_bytes:
         raise CorruptionError(f"sealed log is damaged: {reason or 'record passes its end'}", path, position)
+    if position < synced_bytes:
+        raise CorruptionError(
+            f"log is damaged ({reason or 'cut short'}), and the manifest says that it was synced up to offset {synced_bytes}",
+            path,
+            position,
+        )
     later = _synced_by_later(data, position, header.salt)
     if later is not None:
         raise CorruptionError(

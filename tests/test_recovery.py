@@ -163,6 +163,28 @@ def test_damage_below_what_was_synced_is_refused(directory: str) -> None:
     assert names(directory) == before, "nothing was removed or cut"
 
 
+def test_damage_of_the_last_record_is_refused_after_a_clean_stop(directory: str) -> None:
+    store = start(directory)
+    write(store, {b"a": b"1"})
+    write(store, {b"b": b"2"})
+    path = store._log.path
+    store.close()
+    assert manifest_of(directory).logs[-1].synced_bytes == os.path.getsize(path)
+    damage(path, os.path.getsize(path) - 1)
+    with pytest.raises(CorruptionError, match="the manifest says that it was synced"):
+        start(directory)
+
+
+def test_damage_of_what_was_recovered_is_refused_though_nothing_was_written_since(directory: str) -> None:
+    crashed(directory, {b"a": b"1"})
+    store = start(directory)
+    path, end = store._log.path, store._log.offset
+    crash(store)
+    damage(path, end - 1)
+    with pytest.raises(CorruptionError, match="the manifest says that it was synced"):
+        start(directory)
+
+
 def test_damage_anywhere_in_a_sealed_log_is_refused(directory: str) -> None:
     store = start(directory)
     write(store, {b"a": b"1"}, sync=False)

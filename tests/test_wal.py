@@ -24,8 +24,8 @@ def count(payload: bytes) -> int:
     return len(decode_trusted(payload))
 
 
-def recover(path: str, sealed_bytes: int | None = None, files: Files = FILES) -> RecoveredLog:
-    return recover_log(path, sealed_bytes=sealed_bytes, count_entries=count, files=files)
+def recover(path: str, sealed_bytes: int | None = None, files: Files = FILES, synced_bytes: int = 0) -> RecoveredLog:
+    return recover_log(path, sealed_bytes=sealed_bytes, synced_bytes=synced_bytes, count_entries=count, files=files)
 
 
 def batches_of(log: RecoveredLog) -> list[Batch]:
@@ -160,6 +160,19 @@ class TestDamage:
             with pytest.raises(CorruptionError) as raised:
                 recover(str(path), sealed_bytes=len(good))
             assert raised.value.path == str(path)
+
+    def test_any_changed_byte_below_what_the_manifest_calls_synced_is_refused(self, store_dir: str) -> None:
+        path, good = sealed_log(store_dir, BATCHES)
+        last = record_starts(path)[-1]
+        for at in range(last, len(good)):
+            path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+            with pytest.raises(CorruptionError, match=f"synced up to offset {len(good)}") as raised:
+                recover(str(path), synced_bytes=len(good))
+            assert raised.value.offset == last
+            assert batches_of(recover(str(path), synced_bytes=last)) == BATCHES[:-1]
+        path.write_bytes(good[:last])
+        with pytest.raises(CorruptionError, match="cut short"):
+            recover(str(path), synced_bytes=len(good))
 
     def test_a_changed_byte_in_the_zeros_behind_the_records_is_harmless(self, store_dir: str) -> None:
         path, good = sealed_log(store_dir, BATCHES)

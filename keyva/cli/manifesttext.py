@@ -1,7 +1,7 @@
 """The manifest as JSON lines and back. The format: docs/format.md, "Manifest".
 
     {"file": "manifest", "format": 1, "store_id": "9f..", "generation": 8, "levels": 2, ...}     all that is one value
-    {"log": 7, "first_sequence": 12, "sealed_bytes": null}                                       one line a log
+    {"log": 7, "first_sequence": 12, "sealed_bytes": null, "synced_bytes": 64}                   one line a log
     {"level": 0, "run": 3, "number": 5, "size_bytes": 4711, "smallest": "a", ...}                one line an SST
 
 A builder works out the checksum and checks the rules of `keyva.manifest`; the order of the lines is the order of logs, levels and runs.

@@ -75,7 +75,10 @@ def make_all(target: Path) -> None:
         generation=9,
         last_sequence=76,
         next_number=8,
-        logs=(LogMeta(number=6, first_sequence=75, sealed_bytes=sealed_bytes), LogMeta(number=7, first_sequence=77)),
+        logs=(
+            LogMeta(number=6, first_sequence=75, sealed_bytes=sealed_bytes, synced_bytes=sealed_bytes),
+            LogMeta(number=7, first_sequence=77, synced_bytes=HEADER_BYTES),
+        ),
         levels=((Run(id=5, files=(files[5],)),), (Run(id=4, files=(files[3], files[4])),)),
         obsolete=(2,),
     )
