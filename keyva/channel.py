@@ -80,16 +80,18 @@ class Channel:
         as_of: int = 0,
         changes: bool = False,
         on_silence: Callable[[], None] = lambda: None,
+        calls: int = 1,
     ) -> Answer:
         """Send a request and return its answer; raises the error that was answered.
 
         Without an answer it is sent again: at once when the connection was lost and is back, else after 0.5, 1, 2, 4 s. After
         ``timeout_s`` (a server that says it is waiting extends that) raises `UnavailableError`, or `OutcomeUnknownError` when the
         request ``changes`` something. ``on_silence`` is called while
-        there is no answer, at most every 50 ms; it may bring the server back, or raise when nobody will ever answer.
+        there is no answer, at most every 50 ms; it may bring the server back, or raise when nobody will ever answer. ``calls`` is how
+        many request numbers it takes (a pipeline takes one per call).
         """
-        self._number += 1
-        number = self._number
+        number = self._number + 1
+        self._number += calls
         header = Request(PROTOCOL_VERSION, op, self.client, number, number, as_of, flags)
         deadline = started = time.monotonic()
         deadline += timeout_s

@@ -13,38 +13,33 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import zmq
 
-from keyva import attach
 from keyva.batch import Batch, check_key, check_value, encode_batch, make_batch
-from keyva.channel import Answer, Channel, Curve
+from keyva.channel import Channel, Curve
+from keyva.connections import Connections, Target
 from keyva.endpoints import running_node
-from keyva.errors import ClosedError, ConfigError, CounterOverflowError, InvalidArgumentError, ProtocolError, UnavailableError
+from keyva.errors import ClosedError, ConfigError, InvalidArgumentError, UnavailableError
 from keyva.iterator import Iterator
 from keyva.options import Options
+from keyva.pipeline import Pipeline
 from keyva.protocol import FLAG_NO_SYNC, FLAG_SYNC, decode_body, encode
 from keyva.remote import RemoteReads, RemoteSnapshot
+from keyva.reserved import Typed
 from keyva.view import Snapshot, View
+from keyva.writebatch import WriteBatch
+from keyva.writes import Expected, Message, Write, increment_of, messages_of, sequence_of, update_of
 
 __all__ = ["Client", "WriteBatch", "connect", "node_processes", "open_directory"]
 
-CHANNELS_MAX = 64
-"""Requests of one client under way at the same time; a thread beyond that waits its turn."""
-
-OWN_SETTINGS = ("block_cache_size", "block_cache_idle_s", "allow_mmap_reads")
-"""Settings of `keyva.open` that concern the client's own reading; all others are the node's."""
-
-POSITION_OLD_S = 2.0
 ROUND_TRIP_S = 15.0
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
-_left_to_parent: list[_Connections] = []
+_left_to_parent: list[Connections] = []
 
 
 def open_directory(directory: str | os.PathLike[str], *, timeout_s: float = 30.0, **settings: Any) -> Client:
@@ -55,7 +50,7 @@ def open_directory(directory: str | os.PathLike[str], *, timeout_s: float = 30.0
     cannot start (`StoreError` and its kin), `UnavailableError` when none is ready in time.
     """
     Options.of(**settings)
-    return Client(_Target(directory=os.path.abspath(os.fspath(directory)), settings=settings, timeout_s=timeout_s))
+    return Client(Target(directory=os.path.abspath(os.fspath(directory)), settings=settings, timeout_s=timeout_s))
 
 
 def connect(
@@ -77,7 +72,7 @@ def connect(
     curve = None
     if curve_server_key is not None and curve_secret_key_file is not None:
         curve = _load_curve(curve_server_key, os.fspath(curve_secret_key_file))
-    return Client(_Target(endpoint=endpoint, timeout_s=timeout_s, curve=curve))
+    return Client(Target(endpoint=endpoint, timeout_s=timeout_s, curve=curve))
 
 
 def node_processes(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -112,221 +107,18 @@ def _load_curve(server_key: str | bytes, secret_key_file: str) -> Curve:
     return Curve(key, public, secret)
 
 
-class _Target:
-    """What a client was made for, enough to connect again."""
-
-    def __init__(
-        self,
-        *,
-        directory: str = "",
-        endpoint: str = "",
-        settings: dict[str, Any] | None = None,
-        timeout_s: float,
-        curve: Curve | None = None,
-    ) -> None:
-        self.directory = directory
-        self.endpoint = endpoint
-        self.settings = settings or {}
-        self.timeout_s = timeout_s
-        self.curve = curve
-
-
-class _Connections:
-    """All that belongs to one process: context, channels, view, the lock that says we are attached."""
-
-    def __init__(self, target: _Target) -> None:
-        self._target = target
-        self.context: zmq.Context[Any] = zmq.Context()
-        self._free: dict[str, list[Channel]] = {}
-        self._lock = threading.Lock()
-        self._turns = threading.BoundedSemaphore(CHANNELS_MAX)
-        self._attach_lock = threading.Lock()
-        self.attachment: attach.Attachment | None = None
-        self.view: View | None = None
-        self._silence_at = 0.0
-        self.closed = False
-        self.position = 0
-        self.answered_at = 0.0
-        try:
-            if target.directory:
-                self.attachment = attach.attach(target.directory, target.settings, target.timeout_s)
-                self.writer = self.attachment.node.endpoints.writer
-            else:
-                self.writer = target.endpoint
-            self.hello = decode_body(self.ask(self.writer, "hello", encode(None)).body, dict[str, Any])
-            options = Options.of(**self.hello["options"])
-            self.max_value_size, self.max_batch_size = options.max_value_size, options.max_batch_size
-            self.reads: View | RemoteReads
-            if target.directory:
-                self._check_settings(options)
-                own = {name: value for name, value in target.settings.items() if name in OWN_SETTINGS}
-                self.view = self.reads = View(target.directory, options.replace(**own))
-            else:
-                self.reads = RemoteReads(lambda endpoint, op, body: self.ask(endpoint, op, body).body, self._readers())
-        except BaseException as error:
-            self.close()
-            if isinstance(error, KeyError | TypeError):
-                raise ProtocolError(f"{self._target.endpoint or self._target.directory}: not a keyva node: {error!r}") from error
-            raise
-
-    def _check_settings(self, options: Options) -> None:
-        for name, value in self._target.settings.items():
-            if name not in OWN_SETTINGS and getattr(options, name) != value and name != "idle_stop_s":
-                raise ConfigError(
-                    f"the node that owns {self._target.directory} runs with {name} = {getattr(options, name)!r}, not {value!r}; "
-                    "leave the setting out, or stop the node first"
-                )
-
-    def _readers(self) -> list[str]:
-        """The readers' endpoints as this client can reach them."""
-        if self.writer.startswith("ipc://"):
-            return [str(endpoint) for endpoint in self.hello["readers"]]
-        host = self.writer.rsplit(":", 1)[0]
-        return [f"{host}:{str(endpoint).rsplit(':', 1)[1]}" for endpoint in self.hello["listen_readers"]]
-
-    def ask(self, endpoint: str, op: str, body: bytes, *, flags: int = 0, changes: bool = False) -> Answer:
-        """Send a request over a free channel and return its answer."""
-        with self._turns:
-            channel = self._take(endpoint)
-            try:
-                as_of = self._as_of(channel) if changes else 0
-                answer = channel.call(
-                    op,
-                    body,
-                    timeout_s=self._target.timeout_s,
-                    flags=flags,
-                    as_of=as_of,
-                    changes=changes,
-                    on_silence=self._on_silence,
-                )
-            finally:
-                self._give_back(channel)
-            if endpoint == self.writer:
-                self.position = max(self.position, answer.position)
-                self.answered_at = channel.answered_at
-            return answer
-
-    def _as_of(self, channel: Channel) -> int:
-        """The commit position before a change is sent, by which the writer knows whether it would remember having made it."""
-        view = self.view
-        if view is not None:
-            return view.committed_position
-        if time.monotonic() - self.answered_at > POSITION_OLD_S:
-            answer = channel.call("hello", encode(None), timeout_s=self._target.timeout_s)
-            self.position = max(self.position, answer.position)
-        return self.position
-
-    def _take(self, endpoint: str) -> Channel:
-        with self._lock:
-            if self.closed:
-                raise ClosedError("the client is closed")
-            free = self._free.setdefault(endpoint, [])
-            if free:
-                return free.pop()
-        return Channel(self.context, endpoint, self._target.curve if endpoint.startswith("tcp://") else None)
-
-    def _give_back(self, channel: Channel) -> None:
-        with self._lock:
-            if not channel.broken and not self.closed:
-                self._free[channel.endpoint].append(channel)
-                return
-        channel.close()
-
-    def _on_silence(self) -> None:
-        """Called while a request waits: a client that started its node starts it again when it has died."""
-        if self.closed:
-            raise ClosedError("the client was closed while a request was under way")
-        now = time.monotonic()
-        if self.attachment is None or now < self._silence_at:
-            return
-        with self._attach_lock:
-            self._silence_at = now + 0.2
-            old = self.attachment
-            if attach.is_running(self._target.directory, old.node):
-                return
-            self.attachment = attach.attach(self._target.directory, self._target.settings, self._target.timeout_s)
-            old.lock.release()
-            if self.attachment.node.endpoints.writer != self.writer:
-                # sockets of a directory with a long path have moved; requests under way go on to be asked at the old place in vain
-                self.writer = self.attachment.node.endpoints.writer
-
-    def close(self) -> None:
-        with self._lock:
-            self.closed = True
-            channels = [channel for free in self._free.values() for channel in free]
-            self._free = {}
-        for channel in channels:
-            channel.close()
-        if self.view is not None:
-            self.view.close()
-        if self.attachment is not None:
-            self.attachment.lock.release()
-        self.context.destroy(linger=0)
-
-
-class WriteBatch:
-    """Collects puts and deletes, written as one: all of them or none. A later entry of a key replaces an earlier one.
-
-    As a context manager it is written at the end of the block, and dropped when the block raises.
-
-    >>> with db.write_batch() as batch:          # doctest: +SKIP
-    ...     batch.put(b"a", b"1")
-    ...     batch.delete(b"b")
-    """
-
-    def __init__(self, client: Client, *, sync: bool | None = None) -> None:
-        self._client = client
-        self._sync = sync
-        self._entries: Batch = {}
-
-    def put(self, key: bytes | str, value: bytes | str) -> None:
-        """Add a put; arguments are checked now."""
-        key = check_key(key)
-        self._entries[key] = check_value(key, value, self._client._value_bytes_max())
-
-    def delete(self, key: bytes | str) -> None:
-        """Add a delete."""
-        self._entries[check_key(key)] = None
-
-    def append(self, other: WriteBatch) -> None:
-        """Add all entries of another batch."""
-        self._entries.update(other._entries)
-
-    def clear(self) -> None:
-        """Drop all entries."""
-        self._entries.clear()
-
-    def write(self) -> None:
-        """Write what was collected, then clear; an empty batch does nothing."""
-        self._client.write(self, sync=self._sync)
-        self.clear()
-
-    def __len__(self) -> int:
-        """Entries collected."""
-        return len(self._entries)
-
-    def __enter__(self) -> WriteBatch:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.write()
-        else:
-            self.clear()
-
-
 class Client:
     """A store, local or remote. See the module for threads and forks, docs/protocol.md for the messages."""
 
-    def __init__(self, target: _Target) -> None:
+    def __init__(self, target: Target) -> None:
         self._target = target
         self._closed = False
         self._connect_lock = threading.Lock()
-        self._live: _Connections | None = None
+        self._live: Connections | None = None
         self._connections()
         _clients.add(self)
 
-    def _connections(self) -> _Connections:
+    def _connections(self) -> Connections:
         live = self._live
         if live is not None:
             return live
@@ -334,7 +126,7 @@ class Client:
             if self._closed:
                 raise ClosedError("the client is closed")
             if self._live is None:
-                self._live = live = _Connections(self._target)
+                self._live = live = Connections(self._target)
                 # Straight to the reads, past this class: 0.04 of 0.45 us. A closed view raises by itself; a fork undoes it
                 self.get = live.reads.get  # type: ignore[method-assign]
             return self._live
@@ -344,6 +136,9 @@ class Client:
 
     def _value_bytes_max(self) -> int:
         return self._connections().max_value_size
+
+    def _batch_bytes_max(self) -> int:
+        return self._connections().max_batch_size
 
     # Reading
 
@@ -359,6 +154,16 @@ class Client:
         if isinstance(keys, bytes | str):
             raise TypeError("get_many takes a sequence of keys, not one key")
         return self._reads().get_many(list(keys))
+
+    def get_typed(self, key: bytes | str) -> Typed | None:
+        """Return the value of ``key`` with the content type it was put with (None: none), or None when it is absent."""
+        return self._reads().get_typed(key)
+
+    def content_types(self, keys: Sequence[bytes | str]) -> list[str | None]:
+        """Return the content types of ``keys`` in their order, None for those that have none."""
+        if isinstance(keys, bytes | str):
+            raise TypeError("content_types takes a sequence of keys, not one key")
+        return self._reads().content_types(list(keys))
 
     def exists(self, key: bytes | str) -> bool:
         """Say whether ``key`` has a value."""
@@ -401,11 +206,27 @@ class Client:
 
     # Writing
 
-    def put(self, key: bytes | str, value: bytes | str, *, sync: bool | None = None) -> None:
+    def put(
+        self,
+        key: bytes | str,
+        value: bytes | str,
+        *,
+        sync: bool | None = None,
+        content_type: str | None = None,
+        expect: Expected | None = None,
+    ) -> None:
         """Set the value of ``key``. ``sync`` True waits until it survives a power cut, False until it survives a crash of any process;
-        None takes the node's ``durability``."""
+        None takes the node's ``durability``.
+
+        ``content_type`` is kept with the value (see `get_typed`) until the key is written again or deleted. ``expect`` maps keys to
+        what they must be for the write to be made, else `ConditionFailedError`: None for absent, or what `get_typed` gave.
+        """
         key = check_key(key)
-        self._write(encode_batch({key: check_value(key, value, self._value_bytes_max())}), sync)
+        entries: Batch = {key: check_value(key, value, self._value_bytes_max())}
+        if content_type is None and expect is None:
+            self._write(encode_batch(entries), sync)
+        else:
+            self._send_one(update_of(entries, {} if content_type is None else {key: content_type}, expect), sync)
 
     def put_many(
         self, entries: Mapping[bytes, bytes] | Mapping[str, str] | Iterable[tuple[bytes | str, bytes | str]], *, sync: bool | None = None
@@ -415,33 +236,51 @@ class Client:
         if batch:
             self._write(encode_batch(batch), sync)
 
-    def delete(self, key: bytes | str, *, sync: bool | None = None) -> None:
-        """Remove ``key``; removing an absent key is no error."""
-        self._write(encode_batch({check_key(key): None}), sync)
+    def delete(self, key: bytes | str, *, sync: bool | None = None, expect: Expected | None = None) -> None:
+        """Remove ``key``; removing an absent key is no error. ``expect``: see `put`."""
+        key = check_key(key)
+        if expect is None:
+            self._write(encode_batch({key: None}), sync)
+        else:
+            self._send_one(update_of({key: None}, {}, expect), sync)
 
     def increment(self, key: bytes | str, by: int = 1, *, sync: bool | None = None) -> int:
         """Add ``by`` to the counter at ``key`` (absent: 0) and return its new value; atomic over all clients.
 
         A counter is decimal text of a signed 64-bit integer. Raises `NotACounterError` or `CounterOverflowError`.
         """
-        key = check_key(key)
-        if isinstance(by, bool) or not isinstance(by, int):
-            raise TypeError(f"increment takes a whole number, not {type(by).__name__}")
-        if not -(2**63) <= by < 2**63:
-            raise CounterOverflowError(f"increment by {by} is outside of 64 bits")
-        live = self._connections()
-        answer = live.ask(live.writer, "increment", encode([key, by]), flags=_flags(sync), changes=True)
-        return int(decode_body(answer.body, tuple[int, int])[1])
+        return int(self._send_one(increment_of(key, by), sync))
+
+    def sequence_next(self, name: bytes | str, *, sync: bool | None = None) -> int:
+        """Return the next number of the sequence ``name``: 0, 1, 2 and so on, each exactly once over all clients and crashes.
+
+        Sequences have names of their own: no key is read or written. Raises `OutcomeUnknownError` when the answer is lost
+        (the number may be taken then).
+        """
+        return int(self._send_one(sequence_of(name, False), sync))
+
+    def sequence_reset(self, name: bytes | str, *, sync: bool | None = None) -> None:
+        """Let the sequence ``name`` begin at 0 again."""
+        self._send_one(sequence_of(name, True), sync)
 
     def write_batch(self, *, sync: bool | None = None) -> WriteBatch:
         """Return an empty `WriteBatch`."""
         self._connections()
         return WriteBatch(self, sync=sync)
 
-    def write(self, batch: WriteBatch, *, sync: bool | None = None) -> None:
-        """Write a batch: all of it or nothing. The batch keeps its entries."""
+    def pipeline(self, *, sync: bool | None = None) -> Pipeline:
+        """Return an empty `Pipeline`: many calls in one message, results in order."""
+        self._connections()
+        return Pipeline(self, sync=sync)
+
+    def write(self, batch: WriteBatch, *, sync: bool | None = None, expect: Expected | None = None) -> None:
+        """Write a batch: all of it or nothing. The batch keeps its entries. ``expect``: see `put`."""
         if batch._entries:
-            self._write(encode_batch(batch._entries), sync if sync is not None else batch._sync)
+            sync = sync if sync is not None else batch._sync
+            if batch._types or expect:
+                self._send_one(update_of(batch._entries, batch._types, expect), sync)
+            else:
+                self._write(encode_batch(batch._entries), sync)
 
     def _write(self, payload: bytes, sync: bool | None) -> None:
         live = self._live
@@ -450,6 +289,20 @@ class Client:
         if len(payload) > live.max_batch_size:
             raise InvalidArgumentError(f"the batch has {len(payload)} bytes, more than max_batch_size = {live.max_batch_size}")
         live.ask(live.writer, "write", payload, flags=_flags(sync), changes=True)
+
+    def _send_one(self, write: Write, sync: bool | None) -> Any:
+        """Send one write and return its result; raises the error it was answered with."""
+        (message,) = messages_of([write], self._batch_bytes_max())
+        (result,) = self._send(message, sync)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _send(self, message: Message, sync: bool | None) -> list[Any]:
+        """Send a message of writes and return their results, errors of single ones among them."""
+        live = self._live or self._connections()
+        answer = live.ask(live.writer, message.op, message.body(), flags=_flags(sync), changes=True, calls=len(message.calls))
+        return message.results(answer.body)
 
     # Maintenance
 

@@ -11,6 +11,7 @@
     ├── FormatVersionError                       the store was written by a newer keyva
     ├── StoreError                               the directory cannot be used as a store
     │   └── StoreLockedError                     another node owns the directory
+    ├── ConditionFailedError                     a key is not as the write expected; nothing was written
     ├── NoSpaceError                             the disk is full; nothing was written, reads go on
     ├── WriteStallError                          flushing or compaction is too far behind; nothing was written
     ├── UnavailableError                         nobody answered in time; nothing was changed
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 __all__ = [
     "ClosedError",
+    "ConditionFailedError",
     "ConfigError",
     "CorruptionError",
     "CounterOverflowError",
@@ -91,6 +93,10 @@ class StoreLockedError(StoreError):
     def __init__(self, message: str, pid: int = 0) -> None:
         super().__init__(message)
         self.pid = pid
+
+
+class ConditionFailedError(KeyvaError):
+    """Is raised when a key is not what a conditional write expected it to be; nothing was written."""
 
 
 class NoSpaceError(KeyvaError):

@@ -26,6 +26,7 @@ from keyva.manifest import LogMeta, Manifest, load_manifest, store_manifest
 from keyva.memtable import Memtable
 from keyva.pulse import position_of
 from keyva.requests import RequestTable
+from keyva.reserved import SEQUENCE_PREFIX
 from keyva.wal import HEADER_BYTES, LogHeader, LogWriter, RecoveredLog, encode_record, recover_log
 
 __all__ = ["Recovered", "prepare_directory", "recover"]
@@ -167,9 +168,9 @@ def _replay(
         memtable.apply(batch, len(payload))
         value = None
         if len(batch) == 1:
-            (text,) = batch.values()
+            ((key, text),) = batch.items()
             if text is not None and 0 < len(text) <= 20 and text.removeprefix(b"-").isdigit():
-                value = int(text)  # what an increment answered, should this have been one
+                value = int(text) - key.startswith(SEQUENCE_PREFIX)  # what an increment or sequence answered, should this have been one
         counted.append((len(batch), value))
         progress()
         return len(batch)

@@ -14,8 +14,11 @@ from keyva.batch import check_key
 from keyva.errors import ClosedError, SnapshotLostError, UnavailableError
 from keyva.iterator import Entries, Fetch, Iterator, range_bounds
 from keyva.protocol import decode_body, encode
+from keyva.reserved import Typed
 
 __all__ = ["RemoteReads", "RemoteSnapshot"]
+
+KEYS_PER_REQUEST = 100_000
 
 Call = Callable[[str, str, bytes], bytes]
 """(endpoint, op, body) -> answer's body; raises the answered error or `UnavailableError`."""
@@ -42,6 +45,17 @@ class _RemoteReader:
             part = self._ask("get_many", [self._snapshot, checked[len(values) :]])
             values += part
         return values
+
+    def get_typed(self, key: bytes | str) -> Typed | None:
+        """Return value and content type of ``key`` at one moment, None when it is absent."""
+        found = self._ask("get_typed", [self._snapshot, check_key(key)])
+        return None if found is None else Typed(*found)
+
+    def content_types(self, keys: Sequence[bytes | str]) -> list[str | None]:
+        """Return the content types of ``keys`` in their order, None where there is none."""
+        checked = [check_key(key) for key in keys]
+        parts = range(0, len(checked), KEYS_PER_REQUEST)
+        return [kind for at in parts for kind in self._ask("content_types", [self._snapshot, checked[at : at + KEYS_PER_REQUEST]])]
 
     def exists(self, key: bytes | str) -> bool:
         """Say whether ``key`` has a value."""

@@ -21,6 +21,7 @@ import msgspec
 from keyva.batch import Batch, BatchCodec, check_key, encode_batch, show_key
 from keyva.cache import BlockCache
 from keyva.errors import (
+    ConditionFailedError,
     CounterOverflowError,
     InvalidArgumentError,
     KeyvaError,
@@ -36,6 +37,7 @@ from keyva.options import Options
 from keyva.pulse import Pulse, position_of
 from keyva.recovery import prepare_directory, recover
 from keyva.requests import Answer
+from keyva.reserved import TYPE_PREFIX, Update, check_content_type, check_type_key, sequence_key, type_key, value_digest
 from keyva.sst import DamagedTable
 from keyva.version import Version, open_version
 from keyva.view import Reads, Snapshot, lookup
@@ -54,12 +56,15 @@ class FatalError(Exception):
 
 
 class WriteRequest(msgspec.Struct, kw_only=True):
-    """One write of one client. ``payload`` is a batch, or for an increment ``(key, by)``; ``sync`` None takes the store's default.
+    """One write of one client. ``payload`` is a batch, or there is one of: ``increment`` ``(key, by)``, ``update``, and ``sequence``
+    ``(name, whether to reset it)``. ``sync`` None takes the store's default.
     The other fields let a repeat be recognised, see `keyva.requests`.
     """
 
     payload: bytes = b""
     increment: tuple[bytes, int] | None = None
+    update: Update | None = None
+    sequence: tuple[bytes, bool] | None = None
     sync: bool | None = None
     client: int = 0
     request: int = 0
@@ -98,6 +103,8 @@ class Store(Reads):
             self._lock.release()
             raise
         self._failed = False
+        self._has_types = self._holds_types()
+        """Whether there may be content types, so that plain writes have to look for those of their keys."""
         self._codec = BatchCodec(options.max_value_size)
         self._default_sync = options.durability == "sync"
         self.counters = dict.fromkeys(
@@ -140,7 +147,7 @@ class Store(Reads):
         results: list[Any] = [None] * len(requests)
         batches: list[tuple[bytes, int, int, int]] = []
         decoded: list[tuple[int, Batch, int | None]] = []
-        changes: Batch | None = {} if any(request.increment is not None for request in requests) else None
+        changes: Batch | None = None if all(request.payload for request in requests) else {}  # what later ones of the group must see
         sync = False
         in_group: dict[tuple[int, int], int] = {}
         for at, request in enumerate(requests):
@@ -170,19 +177,72 @@ class Store(Reads):
         return [results[result] if type(result) is int else result for result in results]
 
     def _resolve(self, request: WriteRequest, changes: Batch | None) -> tuple[bytes, Batch, int | None]:
-        """Return (payload for the log, its batch, the counter's new value)."""
-        if request.increment is None:
-            if len(request.payload) > self.options.max_batch_size:
-                raise InvalidArgumentError(
-                    f"the batch has {len(request.payload)} bytes, more than max_batch_size = {self.options.max_batch_size}"
-                )
-            return request.payload, self._codec.decode(request.payload), None
-        assert changes is not None
-        key = check_key(request.increment[0])
-        old = changes[key] if key in changes else lookup(self._state, key)
-        value = add_to_counter(key, old, request.increment[1])
-        batch: Batch = {key: b"%d" % value}
-        return encode_batch(batch), batch, value
+        """Return (payload for the log, its batch, the answered number)."""
+        if request.increment is not None:
+            key = check_key(request.increment[0])
+            value = add_to_counter(key, self._newest(key, changes), request.increment[1])
+            batch: Batch = {key: b"%d" % value}
+            return encode_batch(batch), batch, value
+        if request.update is not None:
+            return self._resolve_update(request.update, changes)
+        if request.sequence is not None:
+            key = sequence_key(request.sequence[0])
+            if request.sequence[1]:
+                batch, value = {key: None}, 0
+            else:
+                value = int(self._newest(key, changes) or b"0")
+                batch = {key: b"%d" % add_to_counter(request.sequence[0], b"%d" % value, 1)}
+            return encode_batch(batch), batch, value
+        payload = request.payload
+        self._check_size(len(payload))
+        batch = self._codec.decode(payload)
+        if self._has_types and (gone := self._types_of(batch, changes)):
+            batch |= gone
+            payload = encode_batch(batch)
+        return payload, batch, None
+
+    def _resolve_update(self, update: Update, changes: Batch | None) -> tuple[bytes, Batch, int | None]:
+        """Check the conditions and return the batch, with the content types beside their keys and those that go."""
+        for condition in update.conditions:
+            key = check_key(condition.key)
+            value = self._newest(key, changes)
+            if value is None or condition.digest is None:
+                if value is not None or condition.digest is not None:
+                    raise ConditionFailedError(f"key {show_key(key)} is {'absent' if value is None else 'there'}; nothing was written")
+                continue
+            kind = self._newest(type_key(key), changes)
+            if value_digest(value) != condition.digest or kind != (condition.content_type and condition.content_type.encode()):
+                raise ConditionFailedError(f"key {show_key(key)} has another value or content type than expected; nothing was written")
+        batch = self._codec.decode(update.batch)
+        for key in update.types:
+            if batch.get(key) is None:
+                raise InvalidArgumentError(f"a content type was given for key {show_key(key)}, which the batch does not put")
+        types: Batch = {check_type_key(key): check_content_type(key, kind).encode() for key, kind in update.types.items()}
+        if types:
+            self._has_types = True
+        if self._has_types:
+            batch |= self._types_of(batch, changes) | types
+        payload = encode_batch(batch)
+        self._check_size(len(payload))
+        return payload, batch, None
+
+    def _check_size(self, size: int) -> None:
+        if size > self.options.max_batch_size:
+            raise InvalidArgumentError(f"the batch has {size} bytes, more than max_batch_size = {self.options.max_batch_size}")
+
+    def _newest(self, key: bytes, changes: Batch | None) -> bytes | None:
+        """Return what ``key`` is after the requests of the group so far."""
+        return changes[key] if changes is not None and key in changes else lookup(self._state, key)
+
+    def _types_of(self, batch: Batch, changes: Batch | None) -> Batch:
+        """Return deletes of the content types that keys of ``batch`` have; they go with what they describe."""
+        keys = map(type_key, batch)
+        return {key: None for key in keys if self._newest(key, changes) is not None}
+
+    def _holds_types(self) -> bool:
+        if any(file.largest >= TYPE_PREFIX for file in self.manifest.all_files().values()):
+            return True
+        return any(max(data) >= TYPE_PREFIX for memtable in self._memtables for data in memtable.dicts if data)
 
     def _commit_group(
         self,
@@ -210,8 +270,8 @@ class Store(Reads):
             self._log.start_sync()
         memtable = self._memtables[-1]
         layered = False
-        for at, batch, _ in decoded:
-            layered = memtable.apply(batch, len(requests[at].payload) or 64) or layered
+        for (_, batch, _), (payload, _, _, _) in zip(decoded, batches, strict=True):
+            layered = memtable.apply(batch, len(payload)) or layered
         if sync:
             self._sync()
         if layered:

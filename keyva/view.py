@@ -25,6 +25,7 @@ from keyva.memtable import MISSING, FrozenMemtable, Memtable
 from keyva.merge import MemtableSource, RunSource, Source, live_entries, merge
 from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX, Options
 from keyva.pulse import Pulse, split_position
+from keyva.reserved import Typed, type_key
 from keyva.version import Version, open_version
 from keyva.wal import HEADER_BYTES, LogTail
 
@@ -88,6 +89,20 @@ class Reads:
         self._refresh()
         return lookup_many(self._state, checked)
 
+    def get_typed(self, key: bytes | str) -> Typed | None:
+        """Return value and content type of ``key`` at one moment, None when it is absent."""
+        key = check_key(key)
+        self._refresh()
+        state = self._state
+        value = lookup(state, key)
+        return None if value is None else Typed(value, _text(lookup(state, type_key(key))))
+
+    def content_types(self, keys: Sequence[bytes | str]) -> list[str | None]:
+        """Return the content types of ``keys`` in their order, None where there is none."""
+        checked = [type_key(check_key(key)) for key in keys]
+        self._refresh()
+        return list(map(_text, lookup_many(self._state, checked)))
+
     def exists(self, key: bytes | str) -> bool:
         """Say whether ``key`` has a value."""
         return self.get(key) is not None
@@ -120,6 +135,10 @@ class Reads:
             include_value=include_value,
             on_close=snapshot.close,
         )
+
+
+def _text(content_type: bytes | None) -> str | None:
+    return None if content_type is None else content_type.decode("ascii")
 
 
 class Snapshot(Reads):

@@ -56,6 +56,8 @@ class Reader:
             "hello": self._hello,
             "get": self._get,
             "get_many": self._get_many,
+            "get_typed": self._get_typed,
+            "content_types": self._content_types,
             "snapshot": self._snapshot,
             "release": self._release,
             "scan": self._scan,
@@ -148,6 +150,16 @@ class Reader:
                         break
             count = max(1, min(2 * count, 1000, (MANY_BYTES - size) // largest))
         return values
+
+    def _get_typed(self, body: bytes) -> tuple[bytes, str | None] | None:
+        snapshot, key = decode_body(body, tuple[int, bytes])
+        return self._source(snapshot).get_typed(key)
+
+    def _content_types(self, body: bytes) -> list[str | None]:
+        snapshot, keys = decode_body(body, tuple[int, list[bytes]])
+        if len(keys) > KEYS_MAX:
+            raise ProtocolError(f"{len(keys)} keys in one request, more than {KEYS_MAX}")
+        return self._source(snapshot).content_types(keys)
 
     def _snapshot(self, body: bytes) -> int:
         return self._hold(self._source(decode_body(body, int | None) or 0).snapshot())

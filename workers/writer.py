@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -26,7 +26,20 @@ from keyva.errors import InvalidArgumentError, KeyvaError, ProtocolError, WriteS
 from keyva.jobs import decode_result
 from keyva.jobs import encode as encode_job
 from keyva.maintenance import Kind, Maintenance, Stall
-from keyva.protocol import FLAG_NO_SYNC, FLAG_REPEATED, FLAG_SYNC, PROTOCOL_VERSION, WAIT, decode_body, encode
+from keyva.protocol import (
+    ERROR,
+    FLAG_NO_SYNC,
+    FLAG_REPEATED,
+    FLAG_SYNC,
+    OK,
+    PROTOCOL_VERSION,
+    WAIT,
+    Request,
+    decode_body,
+    encode,
+    error_body,
+)
+from keyva.reserved import Update
 from keyva.store import Store, WriteRequest
 
 from .base import Message, Server, Worker
@@ -40,6 +53,10 @@ GROUP_REQUESTS_MAX = 1024
 HELD_BYTES_MAX = 64 * 1024 * 1024
 WAITING_MAX = 1024
 REFUSED_MAX = 10_000
+PIPELINE_CALLS_MAX = 1024
+"""Below `keyva.requests.REQUESTS_MAX`, so that every answer of a pipeline is remembered while it may be asked for again."""
+
+CONDITIONS_MAX = 10_000
 NOTICE_S = 1.0
 KINDS: tuple[Kind, ...] = ("flush", "compact")
 
@@ -135,7 +152,7 @@ class Writer:
             message = receive()
             if message is None:
                 break
-            if message.request.op in ("write", "increment"):
+            if message.request.op in _WRITES:
                 group.append(message)
                 size += len(message.body)
             else:
@@ -191,33 +208,50 @@ class Writer:
     def _commit(self, group: list[Message]) -> None:
         """Commit a group and answer each of its requests. Hot."""
         requests: list[WriteRequest] = []
-        accepted: list[Message] = []
+        accepted: list[tuple[Message, int]] = []
+        pipelines: list[_Pipeline] = []
         for message in group:
             header = message.request
             try:
                 if header.flags & FLAG_REPEATED and (refused := self._refused.get((header.client, header.request))) is not None:
                     raise refused
-                requests.append(_write_request(message))
-                accepted.append(message)
+                if header.op == "pipeline":
+                    pipeline = _Pipeline(message, self._refused)
+                    pipelines.append(pipeline)
+                    requests += pipeline.requests
+                    accepted += [(message, at) for at in pipeline.places]
+                else:
+                    requests.append(_write_request(header.op, message.body, header, header.request))
+                    accepted.append((message, -1))
             except (KeyvaError, TypeError) as error:
                 self._refuse(message, error)
         results = self._store.write(requests)
         position = self._store.position
         answer = self._data.answer
-        for message, result in zip(accepted, results, strict=True):
-            if isinstance(result, KeyvaError):
+        by_message = {id(pipeline.message): pipeline for pipeline in pipelines} if pipelines else {}
+        for (message, at), result in zip(accepted, results, strict=True):
+            if at >= 0:
+                by_message[id(message)].results[at] = result
+            elif isinstance(result, KeyvaError):
                 self._refuse(message, result)
             else:
                 answer(message.peer, message.request.request, encode(result), position)
+        for pipeline in pipelines:
+            for at, refusal in pipeline.errors():
+                self._remember_refusal(pipeline.message, at, refusal)
+            answer(pipeline.message.peer, pipeline.message.request.request, pipeline.answer(), position)
 
     def _refuse(self, message: Message, error: Exception) -> None:
         """Answer a write with an error, and remember it for repeats."""
-        request = message.request
-        if request.client:
-            self._refused[request.client, request.request] = error.with_traceback(None)
+        self._remember_refusal(message, 0, error)
+        message.server.answer_error(message.peer, message.request.request, error, self._store.position)
+
+    def _remember_refusal(self, message: Message, at: int, error: Exception) -> None:
+        client, request = message.request.client, message.request.request + at
+        if client:
+            self._refused[client, request] = error.with_traceback(None)
             if len(self._refused) > REFUSED_MAX:
                 self._refused.popitem(last=False)
-        message.server.answer_error(message.peer, request.request, error, self._store.position)
 
     def _serve(self, message: Message) -> None:
         request = message.request
@@ -236,7 +270,7 @@ class Writer:
                     self._wait(message, lambda: self._maintenance.compaction_done(number))
                 case _:
                     raise ProtocolError(
-                        f"unknown operation {request.op[:40]!r}; the writer knows hello, write, increment, flush, compact, stats"
+                        f"unknown operation {request.op[:40]!r}; the writer knows hello, {', '.join(_WRITES)}, flush, compact, stats"
                     )
         except (KeyvaError, TypeError) as error:
             message.server.answer_error(message.peer, request.request, error, self._store.position)
@@ -324,25 +358,69 @@ class Writer:
                 self._jobs.answer(message.peer, message.request.request, encode_job(job))
 
 
-def _write_request(message: Message) -> WriteRequest:
-    request = message.request
-    increment = None
-    if request.op == "increment":
-        increment = decode_body(message.body, tuple[bytes, int])
-        if increment[1] not in _INT64:
-            raise InvalidArgumentError(f"increment by {increment[1]}: outside of 64 bits")
-    flags = request.flags
-    sync = True if flags & FLAG_SYNC else False if flags & FLAG_NO_SYNC else None
-    return WriteRequest(
-        payload=b"" if increment else message.body,
-        increment=increment,
-        sync=sync,
-        client=request.client,
-        request=request.request,
-        floor=request.floor,
-        as_of=request.as_of,
+class _Pipeline:
+    """Several writes that came in one message: request number ``request + n`` for the n-th. An error of one leaves the others alone."""
+
+    def __init__(self, message: Message, refused: Mapping[tuple[int, int], Exception]) -> None:
+        """Decode the message; raises `ProtocolError` when it is no pipeline, and then none of it counts."""
+        self.message = message
+        header = message.request
+        calls = decode_body(message.body, list[tuple[str, msgspec.Raw]])
+        if not 0 < len(calls) <= PIPELINE_CALLS_MAX:
+            raise ProtocolError(f"a pipeline of {len(calls)} calls; it must have 1 to {PIPELINE_CALLS_MAX}")
+        self.results: list[object] = [None] * len(calls)
+        self.requests: list[WriteRequest] = []
+        self.places: list[int] = []
+        for at, (op, body) in enumerate(calls):
+            number = header.request + at
+            try:
+                if header.flags & FLAG_REPEATED and (known := refused.get((header.client, number))) is not None:
+                    raise known
+                if op not in _WRITES or op == "pipeline":
+                    raise ProtocolError(f"operation {op[:40]!r} cannot be part of a pipeline")
+                self.requests.append(_write_request(op, bytes(body), header, number))
+                self.places.append(at)
+            except (KeyvaError, TypeError) as error:
+                self.results[at] = error
+
+    def errors(self) -> list[tuple[int, Exception]]:
+        """Return the calls that failed, by place."""
+        return [(at, result) for at, result in enumerate(self.results) if isinstance(result, Exception)]
+
+    def answer(self) -> bytes:
+        """Encode the results: ``[status, result or error]`` per call."""
+        return encode(
+            [(ERROR, msgspec.Raw(error_body(result))) if isinstance(result, Exception) else (OK, result) for result in self.results]
+        )
+
+
+def _write_request(op: str, body: bytes, header: Request, number: int) -> WriteRequest:
+    flags = header.flags
+    request = WriteRequest(
+        sync=True if flags & FLAG_SYNC else False if flags & FLAG_NO_SYNC else None,
+        client=header.client,
+        request=number,
+        floor=header.floor,
+        as_of=header.as_of,
         repeated=bool(flags & FLAG_REPEATED),
     )
+    match op:
+        case "write":
+            if not body:
+                raise InvalidArgumentError("the batch is not a msgpack map: the body is empty")
+            request.payload = body
+        case "increment":
+            request.increment = decode_body(body, tuple[bytes, int])
+            if request.increment[1] not in _INT64:
+                raise InvalidArgumentError(f"increment by {request.increment[1]}: outside of 64 bits")
+        case "update":
+            request.update = decode_body(body, Update)
+            if len(request.update.conditions) > CONDITIONS_MAX:
+                raise InvalidArgumentError(f"{len(request.update.conditions)} conditions in one update, more than {CONDITIONS_MAX}")
+        case "sequence":
+            request.sequence = decode_body(body, tuple[bytes, bool])
+    return request
 
 
 _INT64 = range(-(2**63), 2**63)
+_WRITES = ("write", "increment", "update", "sequence", "pipeline")
