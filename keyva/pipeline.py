@@ -151,12 +151,14 @@ class Pipeline:
         hand_out(reads, values, results)
 
     def _write(self, writes: list[Write], results: list[Any]) -> None:
-        for message in messages_of(writes, self._client._batch_bytes_max()):
-            try:
+        failing = len(writes)
+        try:
+            for message in messages_of(writes, self._client._batch_bytes_max()):
+                failing = len(message.owners)
                 results += self._client._send(message, self._sync)
-            except KeyvaError as error:
-                results += [error] * len(message.owners)
-                raise
+        except KeyvaError as error:
+            results += [error] * failing
+            raise
 
     def __len__(self) -> int:
         """Calls collected."""

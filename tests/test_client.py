@@ -294,6 +294,6 @@ def test_what_is_exported() -> None:
     assert {"open", "connect", "Client", "WriteBatch", "Snapshot", "Iterator", "Options", "KeyvaError"} <= set(keyva.__all__)
     public = {name for name in vars(keyva.Client) if not name.startswith("_")}
     assert public == {
-        "get", "get_many", "put", "put_many", "delete", "exists", "increment", "write_batch", "write", "iterator", "snapshot", "flush",
-        "compact_range", "stats", "closed", "close",
+        "get", "get_many", "get_typed", "content_types", "put", "put_many", "delete", "exists", "increment", "sequence_next",
+        "sequence_reset", "write_batch", "write", "pipeline", "iterator", "snapshot", "flush", "compact_range", "stats", "closed", "close",
     }  # fmt: skip

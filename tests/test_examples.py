@@ -43,3 +43,13 @@ def test_the_ten_lines_of_python_do_what_their_comments_say(tmp_path: Path) -> N
     assert len(code.splitlines()) <= 12
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
     assert done.stdout == "b'Ada' 1\nb'user/1' b'Ada'\nb'user/2' b'Grace'\n"
+
+
+def test_the_lines_about_pipelines_do_what_their_comments_say(tmp_path: Path) -> None:
+    for example in ("python-example", "pipeline-example"):
+        command = [sys.executable, "-c", between(example)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
+    assert done.stdout == "[None, 2, b'1']\n"
+    with keyva.open(tmp_path / "data") as db:
+        assert len(list(db.iterator(prefix="user/"))) == 1000  # user/1 and user/2 among them
+        assert db.get("user/999") == b"x"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -72,6 +73,25 @@ def test_a_client_written_from_the_page_works(tmp_path: Path) -> None:
         name, message, path, offset = writer.refused("increment", [b"a" * 3, 2**63])
         assert (name, path, offset) == ("InvalidArgumentError", "", 0), message
         assert writer.refused("nothing", None)[0] == "ProtocolError"
+        digest = hashlib.blake2b(b"3", digest_size=16).digest()
+        conditions = [[b"c", digest, None], [b"b", None, None]]
+        assert writer.ask("update", [{b"c": b"3"}, conditions, {b"c": "text/plain"}]) == [7, None]
+        assert writer.refused("update", [{b"c": b"4"}, conditions, {}])[0] == "ConditionFailedError"
+        assert [writer.ask("sequence", [b"s", False])[1] for _ in range(2)] == [0, 1]
+        writer.ask("sequence", [b"s", True])
+        calls = [["increment", [b"n", 1]], ["sequence", [b"s", False]], ["increment", [b"c", 1]], ["write", {b"d": b"x", b"e": b"y"}]]
+        as_of = writer.position
+        results = writer.ask("pipeline", calls)
+        assert [status for status, _ in results] == [0, 0, 0, 0]
+        assert [result[1] for _, result in results] == [8, 0, 4, None]
+        assert writer.send("pipeline", calls, writer.number, as_of, 1) == (0, results), "a repeat gets the same answers"
+        writer.number += len(calls) - 1
+        (first, refused) = writer.ask("pipeline", [["increment", [b"n", 1]], ["increment", [b"d", 1]]])
+        assert (first[0], first[1][1], refused[0], refused[1][0]) == (0, 9, 1, "NotACounterError")
+        writer.number += 1
+        assert writer.refused("pipeline", [])[0] == "ProtocolError"
+        writer.ask("write", {b"c": b"3", b"d": None, b"e": None})
+        writer.ask("update", [{b"typed": b"1"}, [], {b"typed": "text/plain"}])
         assert writer.ask("flush") is None
         assert writer.ask("compact", [None, None]) is None
         assert writer.ask("stats")["last_sequence"] >= 5
@@ -80,6 +100,9 @@ def test_a_client_written_from_the_page_works(tmp_path: Path) -> None:
         assert reader.ask("get", [0, b"a"]) == b"1"
         assert reader.ask("get", [0, b"b"]) is None
         assert reader.ask("get_many", [0, [b"a", b"b", b"c"]]) == [b"1", None, b"3"]
+        assert reader.ask("get_typed", [0, b"typed"]) == [b"1", "text/plain"]
+        assert reader.ask("get_typed", [0, b"b"]) is None
+        assert reader.ask("content_types", [0, [b"a", b"typed"]]) == [None, "text/plain"]
         snapshot = reader.ask("snapshot")
         writer.ask("write", {b"a": b"new"})
         assert reader.ask("get", [snapshot, b"a"]) == b"1"

@@ -36,6 +36,8 @@ class Machine(RuleBasedStateMachine):
         self.directory = tempfile.mkdtemp(prefix="keyva-model-")
         self.port = free_port(2)
         self.model: dict[bytes, bytes] = {}
+        self.types: dict[bytes, str] = {}
+        self.sequences: dict[str, int] = {}
         self.open_snapshots: list[tuple[Any, dict[bytes, bytes]]] = []
         self.start_node()
 
@@ -58,9 +60,57 @@ class Machine(RuleBasedStateMachine):
     def put(self, who: int, key: bytes, value: bytes) -> None:
         self.clients[who].put(key, value)
         self.model[key] = value
+        self.types.pop(key, None)
+
+    @rule(who=CLIENTS, key=KEYS, value=VALUES, kind=st.sampled_from(["text/plain", "image/png"]), stale=st.booleans())
+    def put_if_unchanged(self, who: int, key: bytes, value: bytes, kind: str, stale: bool) -> None:
+        found = self.clients[who].get_typed(key)
+        assert found == (keyva.Typed(self.model[key], self.types.get(key)) if key in self.model else None)
+        if stale:
+            self.clients[1 - who // 2].put(key, b"somebody else was faster", content_type="text/x-new")
+            self.model[key], self.types[key] = b"somebody else was faster", "text/x-new"
+            if found != keyva.Typed(b"somebody else was faster", "text/x-new"):
+                with pytest.raises(keyva.ConditionFailedError):
+                    self.clients[who].put(key, value, content_type=kind, expect={key: found})
+                return
+        self.clients[who].put(key, value, content_type=kind, expect={key: found})
+        self.model[key], self.types[key] = value, kind
+
+    @rule(who=CLIENTS, name=st.sampled_from(["a", "b"]), reset=st.booleans())
+    def sequence(self, who: int, name: str, reset: bool) -> None:
+        assert self.clients[who].sequence_next(name) == self.sequences.get(name, 0)
+        self.sequences[name] = self.sequences.get(name, 0) + 1
+        if reset:
+            self.clients[who].sequence_reset(name)
+            self.sequences[name] = 0
+
+    @rule(who=CLIENTS, calls=st.lists(st.tuples(st.sampled_from(["put", "delete", "get", "increment"]), KEYS, VALUES), max_size=30))
+    def pipeline(self, who: int, calls: list[tuple[str, bytes, bytes]]) -> None:
+        expected: list[Any] = []
+        with self.clients[who].pipeline() as pipe:
+            for op, key, value in calls:
+                if op == "put":
+                    pipe.put(key, value)
+                    self.model[key] = value
+                    expected.append(None)
+                elif op == "delete":
+                    pipe.delete(key)
+                    self.model.pop(key, None)
+                    expected.append(None)
+                elif op == "get":
+                    pipe.get(key)
+                    expected.append(self.model.get(key))
+                else:
+                    pipe.increment("counter", len(value))
+                    self.model[b"counter"] = b"%d" % (int(self.model.get(b"counter", b"0")) + len(value))
+                    expected.append(int(self.model[b"counter"]))
+                if op in ("put", "delete"):
+                    self.types.pop(key, None)
+        assert pipe.results == expected
 
     @rule(who=CLIENTS, key=KEYS)
     def delete(self, who: int, key: bytes) -> None:
+        self.types.pop(key, None)
         self.clients[who].delete(key)
         self.model.pop(key, None)
 
@@ -84,6 +134,7 @@ class Machine(RuleBasedStateMachine):
         except ZeroDivisionError:
             return
         for key, value in entries.items():
+            self.types.pop(key, None)
             if value is None:
                 self.model.pop(key, None)
             else:
@@ -95,11 +146,14 @@ class Machine(RuleBasedStateMachine):
         entries = {b"key-%04d" % rng.randrange(300): rng.randbytes(rng.randrange(200)) for _ in range(100)}
         self.clients[who].put_many(entries)
         self.model |= entries
+        for key in entries:
+            self.types.pop(key, None)
 
     @rule(who=CLIENTS, keys=st.lists(KEYS, max_size=20))
     def read(self, who: int, keys: list[bytes]) -> None:
         client = self.clients[who]
         assert client.get_many(keys) == [self.model.get(key) for key in keys]
+        assert client.content_types(keys) == [self.types.get(key) for key in keys]
         for key in keys[:3]:
             assert client.get(key, b"absent") == self.model.get(key, b"absent")
             assert client.exists(key) == (key in self.model)

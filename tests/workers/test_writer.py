@@ -110,6 +110,27 @@ def test_a_repeat_is_answered_as_the_first_time_and_nothing_happens_twice(node: 
     assert raw.ask("increment", ADD_ONE, number=20) == [5, 3]
 
 
+@pytest.mark.parametrize("how", ["same writer", "writer killed", "flushed and killed"])
+def test_a_repeated_pipeline_is_answered_as_the_first_time(node: RunningNode, raw: RawClient, how: str) -> None:
+    as_of = raw.ask("hello")["position"]
+    raw.ask("write", encode_batch({b"text": b"x"}))
+    calls = encode([("increment", [b"n", 1]), ("increment", [b"text", 1]), ("sequence", [b"s", False]), ("write", {b"a": b"x"})])
+    first = {"client": CLIENT, "number": 10, "floor": 10, "as_of": as_of}
+    results = raw.ask("pipeline", calls, **first)
+    assert [status for status, _ in results] == [0, 1, 0, 0]
+    raw.ask("write", encode_batch({b"text": b"7", b"n": b"100"}), number=100)
+    if how == "flushed and killed":
+        raw.ask("flush")
+    if how == "same writer":
+        # what was refused is not done later, although it could be now
+        assert raw.ask("pipeline", calls, **first, flags=FLAG_REPEATED) == results
+        return
+    restart_writer(node)
+    again = raw.ask("pipeline", calls, **first, flags=FLAG_REPEATED)
+    assert [again[at] for at in (0, 2, 3)] == [results[at] for at in (0, 2, 3)]
+    assert raw.ask("increment", ADD_ONE, number=200)[1] == 101
+
+
 def test_a_repeat_whose_first_try_never_arrived_is_done_once(node: RunningNode, raw: RawClient) -> None:
     as_of = raw.ask("hello")["position"]
     repeat = {"client": CLIENT, "number": 5, "floor": 5, "as_of": as_of, "flags": FLAG_REPEATED}
