@@ -1,0 +1,94 @@
+"""What was measured on: processor, memory, file system, versions; and how much memory processes take."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import keyva
+from keyva.errors import ConfigError
+
+__all__ = ["directory_bytes", "machine", "proportional_memory_bytes", "room_for", "scratch"]
+
+
+def machine(directory: str) -> dict[str, str | int]:
+    """Return what a reader of the figures must know of the machine."""
+    return {
+        "processor": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "memory": _field("/proc/meminfo", "MemTotal"),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "file_system": _file_system(directory),
+        "python": platform.python_version(),
+        "keyva": keyva.__version__,
+    }
+
+
+def _field(path: str, name: str) -> str:
+    try:
+        with open(path) as file:
+            for line in file:
+                if line.startswith(name):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return ""
+
+
+def _file_system(directory: str) -> str:
+    """Return the type of the file system, by the longest mount point above the directory."""
+    best, kind = "", ""
+    try:
+        with open("/proc/mounts") as file:
+            for line in file:
+                _, point, found, *_ = line.split()
+                if (directory + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best):
+                    best, kind = point, found
+    except OSError:
+        pass
+    return kind
+
+
+def proportional_memory_bytes(pids: Iterable[int]) -> int:
+    """Return the proportional set size (PSS) of some processes together; a process that has gone counts 0. Linux only."""
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup") as file:
+                total += sum(1024 * int(line.split()[1]) for line in file if line.startswith("Pss:"))
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return total
+
+
+def directory_bytes(directory: str) -> int:
+    """Return the bytes that the files of a directory take on disk."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except FileNotFoundError:
+                pass
+    return total
+
+
+def room_for(directory: str, bytes_needed: int) -> None:
+    """Raise `ConfigError` when the file system has not that much room."""
+    free = shutil.disk_usage(directory).free
+    if free < bytes_needed:
+        raise ConfigError(f"{directory} has {free / 1e9:.1f} GB free, and about {bytes_needed / 1e9:.1f} GB are needed; name another --dir")
+
+
+@contextmanager
+def scratch(parent: str | None) -> Iterator[str]:
+    """Give a directory below ``parent`` (None: that for temporary files), and remove it afterwards."""
+    path = tempfile.mkdtemp(prefix="keyva-bench-", dir=parent)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,317 @@
+"""The command `keyva-bench`: what to measure, progress while it goes on, and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from keyva.bench.amplification import GROWTH_COLUMNS, cells, growth
+from keyva.bench.data import DISTRIBUTIONS, KEY_BYTES
+from keyva.bench.machine import machine, room_for, scratch
+from keyva.bench.plot import plot_file
+from keyva.bench.report import COLUMNS, Measurement, compare_rows, markdown, plain
+from keyva.bench.runner import run_workload
+from keyva.bench.systems import CACHE_BYTES, SYSTEMS, System, available, version_of, why_missing
+from keyva.bench.table import COLUMNS as ROW_COLUMNS
+from keyva.bench.table import measure_rows
+from keyva.bench.workloads import WORKLOADS, Plan
+from keyva.errors import KeyvaError
+
+__all__ = ["main"]
+
+DEFAULT_WORKLOADS = ("fillbatch", "compact", "readrandom", "readmissing", "readhot", "readseq", "readreverse", "seekrandom")
+DEFAULT_SYSTEMS = ("keyva", "plyvel", "rocksdict", "lmdb", "sqlite", "redis")
+NUM_MAX = 100_000_000
+ROUNDS_MAX = 99
+
+
+class _Group(click.Group):
+    """Turns keyva's errors into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyvaError, OSError, RuntimeError) as error:
+            click.echo(f"keyva-bench: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("keyva-bench: interrupted", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="keyva")
+def main() -> None:
+    """Measure keyva beside the stores a Python program could use instead.
+
+    Workloads have the names of LevelDB's db_bench (16-byte keys, 100-byte values) and of YCSB. Systems take turns, and the ratio is taken
+    round by round, for machines are noisy. A system that is not installed is left out, and the report says so:
+    pip install 'keyva[bench]', and redis-server for redis.
+
+    \b
+    Examples:
+      keyva-bench list
+      keyva-bench run fillbatch compact readrandom --num 1000000 --rounds 5
+      keyva-bench run ycsb-b --system keyva --system lmdb --processes 4
+      keyva-bench run fillsync --system keyva --system redis --processes 16 --json result.json
+      keyva-bench table                 # the project's goals, row by row
+      keyva-bench measure               # amplification, memory, start, recovery, growth
+      keyva-bench plot result.json
+    """
+
+
+@main.command("list")
+def list_() -> None:
+    """Show workloads and systems, and which of them can run here."""
+    click.echo("workloads:")
+    for workload in WORKLOADS.values():
+        click.echo(f"  {workload.name:18}{workload.what}")
+    click.echo("systems:")
+    for kind in SYSTEMS.values():
+        missing = why_missing(kind)
+        click.echo(f"  {kind.name:18}{kind.setup}{f'  [{missing}]' if missing else f'  [{version_of(kind)}]'}")
+
+
+def common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that all measuring commands have."""
+    options = [
+        click.option("--num", type=click.IntRange(100, NUM_MAX), default=100_000, show_default=True, help="Entries."),
+        click.option("--value-size", type=click.IntRange(1, 10_000_000), default=100, show_default=True, help="Bytes of a value."),
+        click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True, help="Repetitions."),
+        click.option(
+            "--cache-size", type=click.IntRange(1 << 16), default=CACHE_BYTES, show_default=True, help="Block cache of each system, bytes."
+        ),
+        click.option("--seed", type=int, default=1, show_default=True, help="Where the random numbers begin."),
+        click.option(
+            "--dir", "parent", type=click.Path(exists=True, file_okay=False), help="Where stores are made (and removed); default: TMPDIR."
+        ),
+        click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write everything as JSON, to this file."),
+        click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("workloads", nargs=-1, type=click.Choice(list(WORKLOADS)), metavar="WORKLOAD...")
+@click.option(
+    "--system", "systems", multiple=True, type=click.Choice(list(SYSTEMS)), help="May be repeated; the first is compared to the others."
+)
+@click.option("--batch-size", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Entries of a batch.")
+@click.option(
+    "--distribution", type=click.Choice(list(DISTRIBUTIONS)), default="uniform", show_default=True, help="Of readrandom and overwrite."
+)
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads that share a workload.")
+@click.option("--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share a workload.")
+@common_options
+def run(
+    workloads: Sequence[str],
+    systems: Sequence[str],
+    batch_size: int,
+    distribution: str,
+    threads: int,
+    processes: int,
+    num: int,
+    value_size: int,
+    rounds: int,
+    cache_size: int,
+    seed: int,
+    parent: str | None,
+    json_path: str | None,
+    as_markdown: bool,
+) -> None:
+    """Run workloads in their order, on one store per system, and compare.
+
+    Each round begins with empty stores. If the first workload reads, the stores are filled (and compacted) before it, unmeasured.
+
+    \b
+    Columns: entries/s and us/entry over all workers; latency of one call (a batch is one call); and the
+    ratio of the first system to this one, the median of the rounds: above 1 where the first is faster.
+    """
+    if threads > 1 and processes > 1:
+        raise click.UsageError("--threads and --processes cannot be combined")
+    names = list(workloads or DEFAULT_WORKLOADS)
+    chosen, missing = choose(systems or DEFAULT_SYSTEMS)
+    plan = Plan(num, value_size, batch_size, distribution, seed)
+    found: dict[tuple[str, str], Measurement] = {}
+    left_out: dict[str, str] = dict(missing)
+    with scratch(parent) as directory:
+        room_for(directory, len(chosen) * num * (KEY_BYTES + value_size) * 4)
+        about = machine(directory)
+        for round_number in range(rounds):
+            with opened(chosen, directory, cache_size) as stores:
+                if not WORKLOADS[names[0]].fills:
+                    for store in stores.values():
+                        run_workload(store, WORKLOADS["fillbatch"], plan)
+                        store.settle()
+                for place, name in enumerate(names):
+                    for store in stores.values():
+                        label = f"round {round_number + 1}/{rounds}  {name}  {store.name}"
+                        workload = WORKLOADS[name]
+                        key = (f"{place}:{name}", store.name)
+                        if workload.durable and not type(store).sync:
+                            left_out[f"{name} on {store.name}"] = "does not sync"
+                            continue
+                        try:
+                            with progress_of(label, num) as progress:
+                                result = run_workload(
+                                    store, workload, plan, threads=threads, processes=processes, cache_bytes=cache_size, progress=progress
+                                )
+                        except NotImplementedError as error:
+                            left_out[f"{name} on {store.name}"] = str(error) or "the system has no such call"
+                            continue
+                        found.setdefault(key, Measurement(name, store.name, type(store).setup)).results.append(result)
+    measurements = [found[key] for key in sorted(found, key=lambda key: (int(key[0].split(":")[0]), list(chosen).index(key[1])))]
+    rows = compare_rows(measurements)
+    click.echo(markdown(COLUMNS, rows) if as_markdown else plain(COLUMNS, rows), nl=False)
+    for name, kind in chosen.items():
+        click.echo(f"{name}: {version_of(kind)}; {kind.setup}")
+    for name, why in left_out.items():
+        click.echo(f"left out: {name}: {why}")
+    click.echo(f"{about['processor']}, {about['cores']} cores, {about['kernel']}, {about['file_system']}, Python {about['python']}")
+    if json_path:
+        settings = {**plan._asdict(), "threads": threads, "processes": processes, "cache_size": cache_size, "rounds": rounds}
+        write_json(
+            json_path, {"machine": about, "settings": settings, "left_out": left_out, "measurements": [m.as_json() for m in measurements]}
+        )
+
+
+def choose(names: Iterable[str]) -> tuple[dict[str, type[System]], dict[str, str]]:
+    """Return the systems that can run, and why others cannot."""
+    here = available()
+    chosen = {name: here[name] for name in dict.fromkeys(names) if name in here}
+    missing = {name: why_missing(SYSTEMS[name]) for name in dict.fromkeys(names) if name not in here}
+    if not chosen:
+        raise click.ClickException(f"none of the systems can run here: {missing}")
+    return chosen, missing
+
+
+@contextmanager
+def opened(chosen: dict[str, type[System]], parent: str, cache_bytes: int) -> Iterator[dict[str, System]]:
+    """Open a new store of every system, and close and remove all of them afterwards."""
+    stores: dict[str, System] = {}
+    with scratch(parent) as directory:
+        try:
+            for name, kind in chosen.items():
+                path = os.path.join(directory, name)
+                os.mkdir(path)
+                stores[name] = kind(path, cache_bytes)
+            yield stores
+        finally:
+            for store in stores.values():
+                store.close()
+
+
+@contextmanager
+def progress_of(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how far a workload is; in a pipe a line when it begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        click.echo(label, err=True)
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def write_json(path: str, content: object) -> None:
+    """Write a report as JSON."""
+    with open(path, "w") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+
+
+@main.command("table")
+@click.option("--only", multiple=True, metavar="TEXT", help="Only rows whose name contains this; may be repeated.")
+@common_options
+def table_command(
+    only: Sequence[str],
+    num: int,
+    value_size: int,
+    rounds: int,
+    cache_size: int,
+    seed: int,
+    parent: str | None,
+    json_path: str | None,
+    as_markdown: bool,
+) -> None:
+    """Measure the project's goals, row by row.
+
+    \b
+    A row's ratio: keyva's speed over the peer's (for seconds and bytes the peer's over keyva's), so more is better.
+    The goals are meant for --num 10000000; with fewer entries stores fit in caches, and peers that keep
+    all in memory look better in the row about memory.
+    """
+    plan = Plan(num, value_size, seed=seed)
+    with scratch(parent) as directory:
+        room_for(directory, num * (KEY_BYTES + value_size) * 6)
+        about = machine(directory)
+        results, left_out = measure_rows(plan, rounds, directory, lambda text: click.echo(text, err=True), only)
+    rows = [result.cells() for result in results]
+    click.echo(markdown(ROW_COLUMNS, rows) if as_markdown else plain(ROW_COLUMNS, rows), nl=False)
+    for name, why in left_out.items():
+        click.echo(f"left out: {name}: {why}")
+    click.echo(f"{about['processor']}, {about['cores']} cores, {about['kernel']}, {about['file_system']}, Python {about['python']}")
+    if json_path:
+        content = [{**result._asdict(), "reached": result.reached} for result in results]
+        write_json(json_path, {"machine": about, "settings": plan._asdict(), "rounds": rounds, "left_out": left_out, "rows": content})
+
+
+@main.command("measure")
+@click.option("--system", "systems", multiple=True, type=click.Choice(list(SYSTEMS)), help="Repeatable; default: keyva, rocksdict, redis.")
+@click.option(
+    "--size", "sizes", multiple=True, type=click.IntRange(100, NUM_MAX), help="Repeatable; default: 10^5, 10^6, 10^7 up to --num."
+)
+@common_options
+def measure_command(
+    systems: Sequence[str],
+    sizes: Sequence[int],
+    num: int,
+    value_size: int,
+    rounds: int,
+    cache_size: int,
+    seed: int,
+    parent: str | None,
+    json_path: str | None,
+    as_markdown: bool,
+) -> None:
+    """Measure what a store costs beside time, and how its costs grow with the data.
+
+    Each size: filled in random order, overwritten as a whole, settled, read. Written and kept bytes are what the
+    kernel counted (write_bytes of all processes; blocks of the directory) per byte of keys and values given.
+    Memory is PSS of the store's own processes; a store in the caller's process has none of its own. --rounds has no meaning here.
+    """
+    chosen, missing = choose(systems or ("keyva", "rocksdict", "redis"))
+    plan = Plan(num, value_size, seed=seed)
+    wanted = list(sizes) or [size for size in (100_000, 1_000_000, 10_000_000) if size <= num] or [num]
+    with scratch(parent) as directory:
+        room_for(directory, max(wanted) * (KEY_BYTES + value_size) * 4)
+        about = machine(directory)
+        points = growth(list(chosen.values()), plan, wanted, directory, cache_size, lambda text: click.echo(text, err=True))
+    rows = [cells(point) for point in points]
+    click.echo(markdown(GROWTH_COLUMNS, rows) if as_markdown else plain(GROWTH_COLUMNS, rows), nl=False)
+    for name, why in missing.items():
+        click.echo(f"left out: {name}: {why}")
+    if json_path:
+        write_json(json_path, {"machine": about, "settings": plan._asdict(), "cache_size": cache_size, "points": points})
+
+
+@main.command("plot")
+@click.argument("report", type=click.Path(exists=True, dir_okay=False))
+@click.option("--to", "target", type=click.Path(file_okay=False), default=".", show_default=True, help="Directory for the pictures.")
+def plot_command(report: str, target: str) -> None:
+    """Draw the JSON of `run` or `measure` as PNG files, one per workload or cost. Needs matplotlib: pip install 'keyva[plot]'."""
+    for path in plot_file(report, target):
+        click.echo(path)
