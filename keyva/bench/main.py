@@ -43,8 +43,10 @@ class _Group(click.Group):
         before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):
+            raise
         except (KeyvaError, OSError, RuntimeError) as error:
-            if os.environ.get("KEYVA_TRACEBACK") or isinstance(error, click.exceptions.Exit):
+            if os.environ.get("KEYVA_TRACEBACK"):
                 raise
             click.echo(f"keyva-bench: {error}", err=True)
             ctx.exit(1)

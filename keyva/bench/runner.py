@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -235,6 +236,8 @@ def _get(results: Any, running: Iterable[Any], limit_s: float) -> Any:
 
 def _process(name: str, directory: str, cache_bytes: int, workload: str, plan: Plan, begin: Any, stop: Any, results: Any) -> None:
     """Is the entry of a worker process; ``plan.worker`` -1 is the one that writes beside."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of the terminal; the parent ends this one
+    parent = os.getppid()
     try:
         system = SYSTEMS[name].attach(directory, cache_bytes)
         job = None
@@ -246,7 +249,7 @@ def _process(name: str, directory: str, cache_bytes: int, workload: str, plan: P
         if not begin.wait(_START_S):
             raise TimeoutError(f"the other workers were not ready within {_START_S:g} s")
         if job is None:
-            _write_until(system, plan._replace(worker=0), stop.is_set)
+            _write_until(system, plan._replace(worker=0), lambda: stop.is_set() or os.getppid() != parent)
         else:
             results.put(_measure(job, lambda _: None))
         system.close()
