@@ -7,11 +7,11 @@ atomic together: `WriteBatch` is for that.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, cast
 
-from keyva.batch import check_key, check_value
+from keyva.batch import check_key, check_value, make_batch
 from keyva.errors import InvalidArgumentError, KeyvaError, UnavailableError
 from keyva.writebatch import WriteBatch
 from keyva.writes import Expected, Message, Write, increment_of, messages_of, sequence_of, update_of, write_of
@@ -90,12 +90,17 @@ class Pipeline:
             return self._add(write_of(entries))  # type: ignore[arg-type]
         return self._add(update_of(entries, {} if content_type is None else {key: content_type}, expect))  # type: ignore[arg-type]
 
+    def put_many(self, entries: Mapping[bytes, bytes] | Mapping[str, str] | Iterable[tuple[bytes | str, bytes | str]]) -> Pipeline:
+        """Add `Client.put_many`, an atomic batch (an empty one adds nothing); its result is None."""
+        batch = make_batch(entries, self._client._value_bytes_max())
+        return self._add(write_of(batch)) if batch else self
+
     def delete(self, key: bytes | str, *, expect: Expected | None = None) -> Pipeline:
         """Add `Client.delete`; its result is None."""
         return self._add(update_of({check_key(key): None}, {}, expect))
 
     def write(self, batch: WriteBatch, *, expect: Expected | None = None) -> Pipeline:
-        """Add `Client.write`, of what the batch holds now; its result is None."""
+        """Add `Client.write`, of what the batch holds now (an empty one adds nothing); its result is None."""
         if batch._entries:
             self._add(update_of(dict(batch._entries), dict(batch._types), expect))
         return self
