@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from keyva.bench.machine import directory_bytes, proportional_memory_bytes, scratch
+from keyva.bench.machine import MemoryPeaks, directory_bytes, proportional_memory_bytes, scratch
 from keyva.bench.rounds import fill_log, restart_s
 from keyva.bench.runner import run_workload
 from keyva.bench.system import System
@@ -59,11 +59,12 @@ def measure_costs(kind: type[System], plan: Plan, parent: str, cache_bytes: int)
             start_s = time.perf_counter() - begun
             empty = memory_of(system)
             written = _io([os.getpid(), *system.pids().values()], "write_bytes")
-            fill = run_workload(system, WORKLOADS["fillbatch"], plan)
-            run_workload(system, WORKLOADS["fillbatch"], plan._replace(seed=plan.seed + 1))
-            begun = time.perf_counter()
-            system.settle()
-            settle_s = time.perf_counter() - begun
+            with MemoryPeaks(system.pids()) as peaks:
+                fill = run_workload(system, WORKLOADS["fillbatch"], plan)
+                run_workload(system, WORKLOADS["fillbatch"], plan._replace(seed=plan.seed + 1))
+                begun = time.perf_counter()
+                system.settle()
+                settle_s = time.perf_counter() - begun
             written = _io([os.getpid(), *system.pids().values()], "write_bytes") - written
             kept = directory_bytes(directory)
             given = plan.num * (16 + plan.value_bytes)
@@ -92,6 +93,7 @@ def measure_costs(kind: type[System], plan: Plan, parent: str, cache_bytes: int)
                 "memory_empty_bytes": sum(empty.values()) or None,
                 "memory_bytes": sum(quiet.values()) or None,
                 "memory_by_process_bytes": quiet,
+                "memory_peak_by_process_bytes": peaks.bytes,
                 "recovery_log_entries": log_entries or None,
                 "recovery_s": restart_s(system, directory, cache_bytes) if system.pids() else None,
             }

@@ -8,16 +8,19 @@ import platform
 import shutil
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Self
 
 import keyva
 from keyva.errors import ConfigError, UnavailableError
 
-__all__ = ["directory_bytes", "is_alive", "machine", "proportional_memory_bytes", "room_for", "scratch", "wait_until"]
+__all__ = ["MemoryPeaks", "directory_bytes", "is_alive", "machine", "proportional_memory_bytes", "room_for", "scratch", "wait_until"]
 
 WAIT_S = 3600.0
+SAMPLE_S = 0.5
 
 
 def machine(directory: str) -> dict[str, str | int | float]:
@@ -71,6 +74,31 @@ def proportional_memory_bytes(pids: Iterable[int]) -> int:
         except (FileNotFoundError, ProcessLookupError):
             pass
     return total
+
+
+class MemoryPeaks:
+    """Samples the PSS of some processes while a block runs; ``bytes`` is the largest seen of each, by name."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self.bytes = dict.fromkeys(pids, 0)
+        self._pids = pids
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keyva-bench-memory", daemon=True)
+
+    def _run(self) -> None:
+        while True:
+            for name, pid in self._pids.items():
+                self.bytes[name] = max(self.bytes[name], proportional_memory_bytes([pid]))
+            if self._stop.wait(SAMPLE_S):
+                return
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
 def is_alive(pid: int) -> bool:

@@ -18,7 +18,7 @@ from keyva.bench.machine import machine, room_for, scratch
 from keyva.bench.plot import plot_file
 from keyva.bench.report import COLUMNS, Measurement, compare_rows, markdown, plain
 from keyva.bench.runner import run_workload
-from keyva.bench.system import CACHE_BYTES, System
+from keyva.bench.system import CACHE_BYTES, System, close_all
 from keyva.bench.systems import SYSTEMS, available, version_of, why_missing
 from keyva.bench.table import COLUMNS as ROW_COLUMNS
 from keyva.bench.table import ROWS, hardest, measure_rows, named
@@ -105,7 +105,11 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--value-size", type=click.IntRange(1, 10_000_000), default=100, show_default=True, help="Bytes of a value."),
         click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True, help="Repetitions."),
         click.option(
-            "--cache-size", type=click.IntRange(1 << 16), default=CACHE_BYTES, show_default=True, help="Block cache of each system, bytes."
+            "--cache-size",
+            type=click.IntRange(1 << 16, 1 << 40),
+            default=CACHE_BYTES,
+            show_default=True,
+            help="Block cache of each system, bytes.",
         ),
         click.option("--seed", type=int, default=1, show_default=True, help="Where the random numbers begin."),
         click.option(
@@ -246,8 +250,7 @@ def opened(chosen: Mapping[str, type[System]], parent: str, cache_bytes: int) ->
                 stores[name] = kind(path, cache_bytes)
             yield stores
         finally:
-            for store in stores.values():
-                store.close()
+            close_all(stores)
 
 
 @contextmanager
@@ -369,8 +372,9 @@ def measure_command(
     click.echo(markdown(GROWTH_COLUMNS, rows) if as_markdown else plain(GROWTH_COLUMNS, rows), nl=False)
     for point in points:
         if point["memory_by_process_bytes"]:
-            each = ", ".join(f"{name} {value / 1e6:.0f}" for name, value in point["memory_by_process_bytes"].items())
-            click.echo(f"memory of {point['system']}, {point['entries']:,} entries, MB: {each}")
+            peaks = point["memory_peak_by_process_bytes"]
+            each = [f"{name} {value / 1e6:.0f} ({peaks[name] / 1e6:.0f})" for name, value in point["memory_by_process_bytes"].items()]
+            click.echo(f"memory of {point['system']}, {point['entries']:,} entries, MB when quiet (at its peak): {', '.join(each)}")
     conclude(about, chosen, missing)
     if json_path:
         settings = {"sizes": wanted, "value_bytes": value_size, "rounds": rounds, "seed": seed, "cache_size": cache_size}

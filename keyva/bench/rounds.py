@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 from keyva.bench.machine import is_alive, proportional_memory_bytes, scratch, wait_until
 from keyva.bench.runner import Result, run_workload
-from keyva.bench.system import System
+from keyva.bench.system import System, close_all
 from keyva.bench.systems import SYSTEMS
 from keyva.bench.workloads import WORKLOADS, Plan
 from keyva.options import Options
@@ -107,18 +107,15 @@ class Round:
                 system.close()
 
     def _filled(self, names: list[str]) -> None:
+        stores: dict[str, System] = {}
         with ExitStack() as stack:
-            stores: dict[str, System] = {}
             paths = {name: stack.enter_context(scratch(self._parent)) for name in names}
-            try:
-                for name in names:
-                    self._fill(stores, name, paths[name])
-                self._read(stores)
-                self._read_with_small_cache(stores, paths)
-                self._restart(stores, paths)
-            finally:
-                for store in stores.values():
-                    store.close()
+            stack.callback(close_all, stores)
+            for name in names:
+                self._fill(stores, name, paths[name])
+            self._read(stores)
+            self._read_with_small_cache(stores, paths)
+            self._restart(stores, paths)
 
     def _fill(self, stores: dict[str, System], name: str, path: str) -> None:
         self._say(f"fillbatch: {name}")

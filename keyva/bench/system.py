@@ -6,10 +6,11 @@ cut; the same store with and without is two systems. Peers get the settings thei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
-__all__ = ["CACHE_BYTES", "WRITE_BUFFER_BYTES", "Batch", "System"]
+__all__ = ["CACHE_BYTES", "WRITE_BUFFER_BYTES", "Batch", "System", "close_all"]
 
 Batch = Sequence[tuple[bytes, bytes]]
 
@@ -93,3 +94,10 @@ class System:
 
     def close(self) -> None:
         """Close it; the directory stays."""
+
+
+def close_all(stores: Mapping[str, System]) -> None:
+    """Close all stores, also when one cannot be closed; then raises its error."""
+    with ExitStack() as stack:
+        for store in stores.values():
+            stack.callback(store.close)

@@ -99,6 +99,7 @@ class Point(msgspec.Struct, forbid_unknown_fields=True):
     memory_empty_bytes: int | float | None
     memory_bytes: int | float | None
     memory_by_process_bytes: dict[str, int | float | None]
+    memory_peak_by_process_bytes: dict[str, int | float | None]
     recovery_log_entries: int | None
     recovery_s: float | None
 
@@ -183,6 +184,8 @@ def test_measure_reports_costs_by_size(tmp_path: Path) -> None:
         assert bool(point.memory_bytes) == bool(point.recovery_s) == own
         if own:
             assert point.memory_bytes == sum(value or 0 for value in point.memory_by_process_bytes.values())
+        assert set(point.memory_peak_by_process_bytes) == set(point.memory_by_process_bytes)
+        assert all(point.memory_peak_by_process_bytes.values())
         if point.system == "keyva":
             assert {"node", "writer"} <= set(point.memory_by_process_bytes)
 
