@@ -68,7 +68,7 @@ def measure_costs(kind: type[System], plan: Plan, parent: str, cache_bytes: int)
             written = _io([os.getpid(), *system.pids().values()], "write_bytes") - written
             kept = directory_bytes(directory)
             given = plan.num * (16 + plan.value_bytes)
-            quiet = memory_of(system)
+            quiet = peaks.sample()
             reads = plan._replace(reads=min(plan.num, READS_MAX // 10 if kind.remote else READS_MAX))
             before = _io([os.getpid()], "rchar")
             get = run_workload(system, WORKLOADS["readrandom"], reads)

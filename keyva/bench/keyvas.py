@@ -76,14 +76,18 @@ class Keyva(System):
         wait_until(done, "keyva is quiet")
 
     def pids(self) -> dict[str, int]:
-        try:
-            return {str(process["role"]): int(process["pid"]) for process in node_processes(self.directory)}
-        except keyva.UnavailableError:  # it was killed
-            return {}
+        return {str(process["role"]): int(process["pid"]) for process in node_processes(self.directory)}
+
+    def kill(self) -> None:
+        super().kill()
+        self._owner = False  # nothing is left to be ended
 
     def close(self) -> None:
         """Close the client, and end the node when this is the system that started it."""
-        pids = self.pids() if self._owner else {}
+        try:
+            pids = self.pids() if self._owner else {}
+        except keyva.UnavailableError:  # it has ended by itself
+            pids = {}
         self.db.close()
         if pids:
             os.kill(pids["node"], signal.SIGTERM)  # its workers end with it

@@ -85,12 +85,15 @@ class MemoryPeaks:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keyva-bench-memory", daemon=True)
 
+    def sample(self) -> dict[str, int]:
+        """Return the PSS of each process now."""
+        found = {name: proportional_memory_bytes([pid]) for name, pid in self._pids.items()}
+        self.bytes = {name: max(self.bytes[name], size) for name, size in found.items()}
+        return found
+
     def _run(self) -> None:
-        while True:
-            for name, pid in self._pids.items():
-                self.bytes[name] = max(self.bytes[name], proportional_memory_bytes([pid]))
-            if self._stop.wait(SAMPLE_S):
-                return
+        while not self._stop.wait(SAMPLE_S):
+            self.sample()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -102,10 +105,14 @@ class MemoryPeaks:
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether a process runs; one that has ended and was not waited for (a zombie) does not."""
+    """Say whether a process runs; one that has ended and was not waited for (a zombie) does not.
+
+    While threads of a zombie are still ending, its files and locks are still open: then it does.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+            state = file.read().rsplit(")", 1)[1].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -7,14 +7,12 @@ of their own. A figure is entries per second, seconds or megabytes.
 from __future__ import annotations
 
 import gc
-import os
 import random
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 
-from keyva.bench.machine import is_alive, proportional_memory_bytes, scratch, wait_until
+from keyva.bench.machine import proportional_memory_bytes, scratch
 from keyva.bench.runner import Result, run_workload
 from keyva.bench.system import System, close_all
 from keyva.bench.systems import SYSTEMS
@@ -174,13 +172,7 @@ def fill_log(system: System, plan: Plan) -> int:
 
 def restart_s(system: System, path: str, cache_bytes: int) -> float:
     """Kill (SIGKILL) the processes of a store, and return the seconds until it has answered a read and a write of a new client."""
-    pids = system.pids()
-    for pid in pids.values():
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    wait_until(lambda: not any(map(is_alive, pids.values())), "the killed processes are gone")
+    system.kill()
     system.close()
     begun = time.perf_counter()
     fresh = type(system)(path, cache_bytes)

@@ -6,9 +6,13 @@ cut; the same store with and without is two systems. Peers get the settings thei
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
+
+from keyva.bench.machine import is_alive, wait_until
 
 __all__ = ["CACHE_BYTES", "WRITE_BUFFER_BYTES", "Batch", "System", "close_all"]
 
@@ -91,6 +95,16 @@ class System:
     def pids(self) -> dict[str, int]:
         """Return the processes that belong to the store by what they do, this one not among them."""
         return {}
+
+    def kill(self) -> None:
+        """Kill (SIGKILL) the processes of the store and wait for their end; what is left to do then is `close`."""
+        pids = self.pids().values()
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        wait_until(lambda: not any(map(is_alive, pids)), "the killed processes are gone")
 
     def close(self) -> None:
         """Close it; the directory stays."""
