@@ -11,11 +11,10 @@ import time
 from typing import Any, NamedTuple
 
 import msgspec
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from keyva import aio
 from keyva.client import Client
@@ -71,8 +70,8 @@ class App:
         self._keys = Keys(client, reads, self._budget, settings.value_bytes_max)
         self._sequences = Sequences(client)
         self._files = PageFiles()
-        self._router = Starlette(
-            routes=[
+        self._router = Router(
+            [
                 Route("/", self._page),
                 Route("/favicon.ico", self._page),
                 Route("/static/{name:path}", self._page),
@@ -88,9 +87,8 @@ class App:
                 Route("/api/openapi.json", self._openapi),
                 Route("/metrics", self._metrics),
             ],
-            exception_handlers={HTTPException: _raise, ProblemError: _raise, KeyvaError: _raise},
+            redirect_slashes=False,
         )
-        self._router.router.redirect_slashes = False
         self.last_request_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +114,7 @@ class App:
                 await self._sequences(request)
             else:
                 route = _label(path)
-                await self._router({**scope, "keyva": request}, receive, counted)
+                await self._router({**scope, "keyva": request, "app": self}, receive, counted)
         except DisconnectedError:
             return
         except Exception as error:
@@ -251,10 +249,6 @@ def _label(path: bytes) -> str:
 def _json(value: Any, status: int = 200) -> Response:
     headers = {"cache-control": "no-store", **_SNIFF}
     return Response(msgspec.json.encode(value), status, headers=headers, media_type="application/json")
-
-
-async def _raise(_: StarletteRequest, error: Exception) -> Response:
-    raise error
 
 
 def _check_names(request: StarletteRequest, *names: str) -> None:

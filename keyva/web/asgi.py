@@ -55,7 +55,9 @@ class BodyBudget:
         self._left = total
 
     async def read(self, request: Request, limit: int) -> bytes:
-        """Read a body of at most ``limit`` bytes; raises `TooLargeError`, `NoRoomError` or `DisconnectedError`. Slow clients are cut off elsewhere."""
+        """Read a body of at most ``limit`` bytes; raises `TooLargeError`, `NoRoomError` or `DisconnectedError`. Slow clients are cut
+        off by the server.
+        """
         headers = request.headers
         length = headers.get(b"content-length")
         if length is not None and int(length) > limit:

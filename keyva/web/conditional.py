@@ -44,8 +44,7 @@ def matches(field: bytes, etag: bytes | None, *, weak: bool) -> bool:
 def check_conditions(headers: dict[bytes, bytes], current: Typed | None) -> bool:
     """Evaluate If-Match and If-None-Match against what is stored now; says whether a GET is answered with 304.
 
-    Raises `ProblemError` 412 when If-Match is not met, which holds for every method. For others than GET and HEAD the caller turns True into
-    412.
+    Raises `ProblemError` 412 when If-Match is not met, which holds for every method. Methods that write turn True into 412.
     """
     if_match = headers.get(b"if-match")
     if_none_match = headers.get(b"if-none-match")

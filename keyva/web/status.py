@@ -39,7 +39,7 @@ class Status:
 
     async def stats(self) -> dict[str, Any]:
         """Return the writer's figures; raises `keyva.UnavailableError` within `TIMEOUT_S`."""
-        found = await asyncio.to_thread(self._ask, self._endpoints.writer, "stats")
+        found: dict[str, Any] = await asyncio.to_thread(self._ask, self._endpoints.writer, "stats")
         found["write_buffer_size"] = self._options.write_buffer_size
         return found
 
