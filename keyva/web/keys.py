@@ -129,9 +129,10 @@ def _content_type(headers: dict[bytes, bytes]) -> str | None:
     sent = headers.get(b"content-type", b"").strip()
     if not sent:
         return None
-    if len(sent) > CONTENT_TYPE_CHARS_MAX or not all(0x20 <= byte < 0x7F for byte in sent):
+    text = sent.decode("latin-1")
+    if len(text) > CONTENT_TYPE_CHARS_MAX or not (text.isascii() and text.isprintable()):
         raise ProblemError(400, f"Content-Type must be at most {CONTENT_TYPE_CHARS_MAX} printable ASCII characters")
-    return sent.decode()
+    return text
 
 
 def _contended() -> ProblemError:
