@@ -30,7 +30,7 @@ from keyva.remote import RemoteSnapshot
 from keyva.reserved import Typed
 from keyva.view import Snapshot
 from keyva.writebatch import WriteBatch
-from keyva.writes import Expected, Write, increment_of, messages_of, sequence_of, update_of, write_of
+from keyva.writes import Entry, Expected, Write, increment_of, messages_of, sequence_of, update_of, write_of
 
 __all__ = ["Client", "connect", "open"]
 
@@ -244,7 +244,7 @@ class Client(_Calls):
         key = check_key(key)
         value = check_value(key, value, self._value_bytes_max())
         if content_type is None and expect is None:
-            await self._write(write_of({key: value}), sync)
+            await self._writes.call((key, value), sync)
         else:
             await self._write(update_of({key: value}, {} if content_type is None else {key: content_type}, expect), sync)
 
@@ -258,7 +258,8 @@ class Client(_Calls):
 
     async def delete(self, key: bytes | str, *, sync: bool | None = None, expect: Expected | None = None) -> None:
         """See `keyva.Client.delete`."""
-        await self._write(update_of({check_key(key): None}, {}, expect), sync)
+        key = check_key(key)
+        await (self._writes.call((key, None), sync) if expect is None else self._write(update_of({key: None}, {}, expect), sync))
 
     async def increment(self, key: bytes | str, by: int = 1, *, sync: bool | None = None) -> int:
         """See `keyva.Client.increment`."""
@@ -285,8 +286,8 @@ class Client(_Calls):
         if batch._entries:
             await self._write(update_of(dict(batch._entries), dict(batch._types), expect), sync if sync is not None else batch._sync)
 
-    async def _write(self, write: Write, sync: bool | None) -> Any:
-        if write.size > (limit := self._client._batch_bytes_max()):
+    async def _write(self, write: Write | Entry, sync: bool | None) -> Any:
+        if isinstance(write, Write) and write.size > (limit := self._client._batch_bytes_max()):
             raise InvalidArgumentError(f"the batch has about {write.size} bytes, more than max_batch_size = {limit}")
         return await self._writes.call(write, sync)
 
@@ -400,12 +401,12 @@ class AsyncPipeline(Pipeline):
         calls, self._calls = self._calls, []
         results: list[Any] = []
         self.results = results
-        for reading, run in itertools.groupby(calls, lambda call: not isinstance(call, Write)):
+        for reading, run in itertools.groupby(calls, lambda call: isinstance(call, Read)):
             if reading:
                 await self._read_async(cast("list[Read]", list(run)), results)
             else:
                 # all in one turn, so that they travel together
-                writes = [self._async_client._write(cast("Write", call), self._sync) for call in run]
+                writes = [self._async_client._write(cast("Write | Entry", call), self._sync) for call in run]
                 results += await asyncio.gather(*writes, return_exceptions=True)
         if raise_errors:
             raise_first(results)

@@ -28,7 +28,7 @@ class BlockCache:
         self.capacity_bytes = capacity_bytes
         self.idle_s = idle_s
         self.young: dict[int, Batch] = {}
-        self.rows: dict[bytes, bytes] = {}
+        self.rows: tuple[dict[bytes, bytes], ...] = ()
         """The rows a version keeps beside the blocks (`keyva.version`), to be dropped with them."""
         self._old: dict[int, Batch] = {}
         self._sizes: dict[int, int] = {}
@@ -88,16 +88,20 @@ class BlockCache:
         with self._lock:
             self._timer = None
             self._turn_over()
-            self.rows.clear()
+            self._clear_rows()
             if self._old:
                 self._start_timer()
+
+    def _clear_rows(self) -> None:
+        for rows in self.rows:
+            rows.clear()
 
     def clear(self) -> None:
         """Drop everything and stop the timer."""
         with self._lock:
             self.young, self._old, self._sizes = {}, {}, {}
             self._young_bytes = self._old_bytes = 0
-            self.rows.clear()
+            self._clear_rows()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

@@ -7,19 +7,21 @@ atomic together: `WriteBatch` is for that.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, cast
 
-from keyva.batch import check_key, check_value
+from keyva.batch import check_key, check_value, make_batch
 from keyva.errors import InvalidArgumentError, KeyvaError, UnavailableError
 from keyva.writebatch import WriteBatch
-from keyva.writes import Expected, Message, Write, increment_of, messages_of, sequence_of, update_of, write_of
+from keyva.writes import Entry, Expected, Message, Write, increment_of, messages_of, sequence_of, update_of, write_of
 
 __all__ = ["Pipeline", "Read", "hand_out", "raise_first"]
 
 CALLS_MAX = 1_000_000
 """Calls one pipeline may collect."""
+
+_TOO_MANY = f"a pipeline holds at most {CALLS_MAX} calls; execute it"
 
 
 class _Client(Protocol):
@@ -40,6 +42,10 @@ class Read:
     def __init__(self, keys: list[bytes], result: Callable[[list[bytes | None]], Any]) -> None:
         self.keys = keys
         self.result = result
+
+
+def _is_read(call: Write | Entry | Read) -> bool:
+    return type(call) is Read
 
 
 def hand_out(reads: Sequence[Read], values: list[bytes | None], results: list[Any]) -> None:
@@ -71,12 +77,13 @@ class Pipeline:
     def __init__(self, client: _Client, *, sync: bool | None = None) -> None:
         self._client = client
         self._sync = sync
-        self._calls: list[Write | Read] = []
+        self._calls: list[Write | Entry | Read] = []
+        self._value_bytes_max = client._value_bytes_max()
         self.results: list[Any] = []
 
     def _add(self, call: Write | Read) -> Pipeline:
         if len(self._calls) >= CALLS_MAX:
-            raise InvalidArgumentError(f"a pipeline holds at most {CALLS_MAX} calls; execute it")
+            raise InvalidArgumentError(_TOO_MANY)
         if type(call) is Write and call.size > (limit := self._client._batch_bytes_max()):
             raise InvalidArgumentError(f"the batch has about {call.size} bytes, more than max_batch_size = {limit}")
         self._calls.append(call)
@@ -85,17 +92,29 @@ class Pipeline:
     def put(self, key: bytes | str, value: bytes | str, *, content_type: str | None = None, expect: Expected | None = None) -> Pipeline:
         """Add `Client.put`; its result is None."""
         key = check_key(key)
-        entries = {key: check_value(key, value, self._client._value_bytes_max())}
-        if content_type is None and expect is None:
-            return self._add(write_of(entries))  # type: ignore[arg-type]
-        return self._add(update_of(entries, {} if content_type is None else {key: content_type}, expect))  # type: ignore[arg-type]
+        value = check_value(key, value, self._value_bytes_max)
+        if content_type is None and expect is None:  # hot, 0.4 us
+            if len(self._calls) >= CALLS_MAX:
+                raise InvalidArgumentError(_TOO_MANY)
+            self._calls.append((key, value))
+            return self
+        return self._add(update_of({key: value}, {} if content_type is None else {key: content_type}, expect))
+
+    def put_many(self, entries: Mapping[bytes, bytes] | Mapping[str, str] | Iterable[tuple[bytes | str, bytes | str]]) -> Pipeline:
+        """Add `Client.put_many`, an atomic batch (an empty one adds nothing); its result is None."""
+        batch = make_batch(entries, self._value_bytes_max)
+        return self._add(write_of(batch)) if batch else self
 
     def delete(self, key: bytes | str, *, expect: Expected | None = None) -> Pipeline:
         """Add `Client.delete`; its result is None."""
-        return self._add(update_of({check_key(key): None}, {}, expect))
+        key = check_key(key)
+        if expect is None and len(self._calls) < CALLS_MAX:
+            self._calls.append((key, None))
+            return self
+        return self._add(update_of({key: None}, {}, expect))
 
     def write(self, batch: WriteBatch, *, expect: Expected | None = None) -> Pipeline:
-        """Add `Client.write`, of what the batch holds now; its result is None."""
+        """Add `Client.write`, of what the batch holds now (an empty one adds nothing); its result is None."""
         if batch._entries:
             self._add(update_of(dict(batch._entries), dict(batch._types), expect))
         return self
@@ -131,11 +150,11 @@ class Pipeline:
         results: list[Any] = []
         self.results = results
         try:
-            for kind, run in itertools.groupby(calls, type):
-                if kind is Read:
+            for reading, run in itertools.groupby(calls, _is_read):
+                if reading:
                     self._read(cast("list[Read]", list(run)), results)
                 else:
-                    self._write(cast("list[Write]", list(run)), results)
+                    self._write(cast("list[Write | Entry]", list(run)), results)
         except KeyvaError as error:
             results += [UnavailableError(f"not sent, for a call before it failed: {error}") for _ in range(len(calls) - len(results))]
         if raise_errors:
@@ -150,7 +169,7 @@ class Pipeline:
             raise
         hand_out(reads, values, results)
 
-    def _write(self, writes: list[Write], results: list[Any]) -> None:
+    def _write(self, writes: list[Write | Entry], results: list[Any]) -> None:
         failing = len(writes)
         try:
             for message in messages_of(writes, self._client._batch_bytes_max()):

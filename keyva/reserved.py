@@ -7,7 +7,7 @@ as the key.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,7 @@ __all__ = ["CONTENT_TYPE_CHARS_MAX", "Condition", "Typed", "Update", "check_cont
 
 TYPE_PREFIX = RESERVED_PREFIX + b"\x01"
 SEQUENCE_PREFIX = RESERVED_PREFIX + b"\x02"
+CONDITIONS_MAX = 10_000
 CONTENT_TYPE_CHARS_MAX = 255
 """RFC 6838, 4.2: type and subtype have at most 127 characters each; parameters longer than this are no longer a type."""
 
@@ -42,7 +43,7 @@ class Update(msgspec.Struct, array_like=True, frozen=True):
     """A batch with conditions, of which all must hold, and content types of keys it puts."""
 
     batch: msgspec.Raw
-    conditions: list[Condition] = []
+    conditions: Annotated[list[Condition], msgspec.Meta(max_length=CONDITIONS_MAX)] = []
     types: dict[bytes, str] = {}
 
 

@@ -17,13 +17,14 @@ from keyva.files import FILES, Files
 from keyva.filter import hash_key
 from keyva.manifest import FileMeta, Manifest, Run
 from keyva.memtable import ENTRY_OVERHEAD_BYTES, MISSING
+from keyva.options import RESERVED_PREFIX
 from keyva.sst import DamagedTable, Table
 
 __all__ = ["OpenRun", "Version", "open_version"]
 
 
-_ROWS_PART = 8
-"""The part of the block cache's capacity that single rows may take on top of it."""
+_ROWS_PART = 4
+"""The part of the block cache's capacity that each of the two generations of single rows may take on top of it."""
 
 
 class OpenRun:
@@ -40,7 +41,7 @@ class OpenRun:
 class Version:
     """Point lookups over the SSTs of one manifest."""
 
-    __slots__ = ("_probes", "_row_room", "cache", "manifest", "rows", "runs", "tables")
+    __slots__ = ("_old_rows", "_probes", "_row_room", "cache", "manifest", "rows", "runs", "tables")
 
     def __init__(self, manifest: Manifest, tables: dict[int, Table], cache: BlockCache) -> None:
         self.manifest = manifest
@@ -49,12 +50,23 @@ class Version:
         self.runs = [OpenRun(run, tables) for run in manifest.runs()]
         self._probes = [(run.smallest[0], run.largest[-1], run.tables[0] if len(run.tables) == 1 else None, run) for run in self.runs]
         # Found keys of this version alone: the next version has other SSTs and begins with none. The cache drops them when idle
+        # They have two generations, as blocks have; `rows` is the young one
         self.rows: dict[bytes, bytes] = {}
+        self._old_rows: dict[bytes, bytes] = {}
         self._row_room = cache.capacity_bytes // _ROWS_PART
-        cache.rows = self.rows
+        cache.rows = (self.rows, self._old_rows)
 
     def get(self, key: bytes) -> bytes | object | None:
         """Return the newest value in the SSTs, None for a tombstone, `MISSING` when no SST has the key. Hot."""
+        row = self.rows.get(key)
+        return self.find(key) if row is None else row
+
+    def find(self, key: bytes) -> bytes | object | None:
+        """`get` without a look at the young rows."""
+        row = self._old_rows.get(key)
+        if row is not None:
+            self._keep_row(key, row)
+            return row
         hashed = -1
         for smallest, largest, table, run in self._probes:
             if key < smallest or key > largest:
@@ -71,9 +83,6 @@ class Version:
                     hashed = hash_key(key)
                 if hashed not in bloom:
                     continue
-            row = self.rows.get(key, MISSING)
-            if row is not MISSING:
-                return row
             number = bisect_right(index.first_keys, key) - 1
             if number < 0:
                 continue
@@ -88,12 +97,16 @@ class Version:
         return MISSING
 
     def _keep_row(self, key: bytes, value: bytes) -> None:
-        """Remember a key just found, so that its next lookup needs no search in index and block; bounded in bytes."""
+        """Remember a key just found, so that its next lookup needs no search in filter, index and block; bounded in bytes. Not a reserved
+        one: `View.get` answers from here without a look at the key."""
+        if key >= RESERVED_PREFIX:
+            return
         self._row_room -= len(key) + len(value) + ENTRY_OVERHEAD_BYTES
         if self._row_room < 0:
-            self.rows.clear()
+            self._old_rows = self.rows
+            self.rows = {}
+            self.cache.rows = (self.rows, self._old_rows)
             self._row_room = self.cache.capacity_bytes // _ROWS_PART
-            return
         self.rows[key] = value
 
     def load_block(self, table: Table, number: int) -> Batch:

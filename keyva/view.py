@@ -224,19 +224,25 @@ class View(Reads):
             raise
 
     def get(self, key: bytes | str, default: Any = None) -> Any:
-        """Return the value of ``key``, or ``default``. Hot: 0.2 us from the memtable, 0.6 us from a cached block, 0.3 us when absent."""
+        """Return the value of ``key``, or ``default``. Hot: 0.2 us from memory, 0.4 us when absent, else a block has to be searched."""
         words = self._words
         if words[0] != self._position or words[1] != self._generation:
             self._catch_up()
+        dicts, version = self._state
         try:
-            if key >= RESERVED_PREFIX:  # type: ignore[operator]  # not bytes: TypeError, and once more below
-                check_key(key)
-            dicts, version = self._state
             for data in dicts:
                 value = data.get(key, MISSING)  # type: ignore[arg-type]
                 if value is not MISSING:
+                    if key >= RESERVED_PREFIX:  # type: ignore[operator]
+                        check_key(key)
                     return default if value is None else value
-            found = version.get(key)  # type: ignore[arg-type]
+            # what was found before lies here, and nothing newer can: reserved keys never do
+            value = version.rows.get(key)  # type: ignore[arg-type]
+            if value is not None:
+                return value
+            if key >= RESERVED_PREFIX:  # type: ignore[operator]  # not bytes: TypeError, and once more below
+                check_key(key)
+            found = version.find(key)  # type: ignore[arg-type]
         except TypeError:
             if type(key) is bytes:
                 raise
@@ -356,7 +362,8 @@ class View(Reads):
         with self._lock:
             self._refresh()
             assert self._version is not None
-            frozen = [self._memtables[log.number].freeze() for log in reversed(self._logs)]
+            # an empty memtable has nothing that this moment could see
+            frozen = [memtable.freeze() for log in reversed(self._logs) if (memtable := self._memtables[log.number]).entries]
             return Snapshot(frozen, self._version, self.sequence)
 
     def close(self) -> None:

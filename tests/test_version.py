@@ -148,3 +148,25 @@ def test_an_index_that_is_missing_or_damaged_is_rebuilt_byte_by_byte(store_dir: 
     assert version.get(b"0042") == b"1"
     assert version.tables[10].index_rebuilt
     assert path.read_bytes() == good
+
+
+def test_rows_found_are_kept_in_two_generations_of_bounded_size(store_dir: str) -> None:
+    run = make_run(store_dir, 1, entries(0, 2000, b"v" * 100))
+    version = opened(store_dir, (run,), capacity_bytes=200_000)
+    per_generation = 200_000 // 4 // (4 + 100)
+    for key in range(2000):
+        assert version.get(b"%04d" % key) == b"v" * 100
+        assert version.get(b"0007") == b"v" * 100, "a key that is read again and again stays"
+        assert len(version.rows) + len(version._old_rows) <= 2 * per_generation
+        assert b"0007" in version.rows or b"0007" in version._old_rows or key < 7
+    assert len(version.rows) + len(version._old_rows) > 100
+    version.cache.drop_idle()
+    assert not version.rows and not version._old_rows
+    assert version.get(b"0007") == b"v" * 100
+
+
+def test_reserved_keys_and_tombstones_are_never_among_the_rows(store_dir: str) -> None:
+    run = make_run(store_dir, 1, {b"a": None, b"b": b"1", b"\xff\xff\x01b": b"x/y"})
+    version = opened(store_dir, (run,))
+    assert (version.get(b"a"), version.get(b"b"), version.get(b"\xff\xff\x01b")) == (None, b"1", b"x/y")
+    assert version.rows == {b"b": b"1"}

@@ -16,7 +16,7 @@ import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import zmq
@@ -56,7 +56,7 @@ REFUSED_MAX = 10_000
 PIPELINE_CALLS_MAX = 1024
 """Below `keyva.requests.REQUESTS_MAX`, so that every answer of a pipeline is remembered while it may be asked for again."""
 
-CONDITIONS_MAX = 10_000
+_CALLS = Annotated[list[tuple[str, msgspec.Raw]], msgspec.Meta(min_length=1, max_length=PIPELINE_CALLS_MAX)]
 NOTICE_S = 1.0
 KINDS: tuple[Kind, ...] = ("flush", "compact")
 
@@ -365,9 +365,9 @@ class _Pipeline:
         """Decode the message; raises `ProtocolError` when it is no pipeline, and then none of it counts."""
         self.message = message
         header = message.request
-        calls = decode_body(message.body, list[tuple[str, msgspec.Raw]])
-        if not 0 < len(calls) <= PIPELINE_CALLS_MAX:
-            raise ProtocolError(f"a pipeline of {len(calls)} calls; it must have 1 to {PIPELINE_CALLS_MAX}")
+        calls = decode_body(message.body, _CALLS)
+        if header.request + len(calls) > 2**64:
+            raise ProtocolError("a pipeline's last request number is outside of 64 bits")
         self.results: list[object] = [None] * len(calls)
         self.requests: list[WriteRequest] = []
         self.places: list[int] = []
@@ -415,8 +415,6 @@ def _write_request(op: str, body: bytes, header: Request, number: int) -> WriteR
                 raise InvalidArgumentError(f"increment by {request.increment[1]}: outside of 64 bits")
         case "update":
             request.update = decode_body(body, Update)
-            if len(request.update.conditions) > CONDITIONS_MAX:
-                raise InvalidArgumentError(f"{len(request.update.conditions)} conditions in one update, more than {CONDITIONS_MAX}")
         case "sequence":
             request.sequence = decode_body(body, tuple[bytes, bool])
     return request

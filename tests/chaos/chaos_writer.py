@@ -17,6 +17,8 @@ def write_randomly(directory: str, seed: int, stop_file: str, endpoint: str) -> 
     # values of keys: the last acknowledged one, or several possible ones after an unknown outcome
     known: dict[str, list[str | None]] = {}
     counter, counter_maybe, batches = 0, 0, 0
+    numbers: list[int] = []
+    numbers_maybe = 0
     errors: list[str] = []
     db = keyva.connect(endpoint) if endpoint else keyva.open(directory, **json.loads(Path(__file__).with_name("settings.json").read_text()))
     speed = 0.0
@@ -33,7 +35,23 @@ def write_randomly(directory: str, seed: int, stop_file: str, endpoint: str) -> 
                 counter += 1
                 counter_maybe -= 1
                 continue
-            if kind < 0.5:
+            if kind < 0.25:
+                numbers_maybe += 1
+                numbers.append(db.sequence_next("shared by all"))
+                numbers_maybe -= 1
+                continue
+            if kind < 0.3:
+                # several calls in one message, each with its own answer
+                counter_maybe += 2
+                changes = {f"{seed}-{rng.randrange(3000)}": f"{rng.random()}" for _ in range(5)}
+                pipe = db.pipeline().increment(f"counter-{seed}")
+                for key, value in changes.items():
+                    pipe.put(key, str(value))
+                results = pipe.increment(f"counter-{seed}").execute()
+                assert results[-1] == results[0] + 1, results
+                counter += 2
+                counter_maybe -= 2
+            elif kind < 0.5:
                 changes = {f"{seed}-{rng.randrange(3000)}": f"{rng.random()}" + "x" * rng.choice([0, 10, 300])}
                 (key, value), *_ = changes.items()
                 assert value is not None
@@ -54,6 +72,10 @@ def write_randomly(directory: str, seed: int, stop_file: str, endpoint: str) -> 
             errors.append(repr(error))
             if kind < 0.2:
                 counter_maybe -= 1
+            elif kind < 0.25:
+                numbers_maybe -= 1
+            elif kind < 0.3:
+                counter_maybe -= 2
             continue
         for key, new in changes.items():
             known[key] = [new]
@@ -63,7 +85,8 @@ def write_randomly(directory: str, seed: int, stop_file: str, endpoint: str) -> 
             got = db.get(key)
             assert (got.decode() if got is not None else None) == changes[key], (key, got, changes[key])
     db.close()
-    print(json.dumps({"seed": seed, "known": known, "counter": [counter, counter_maybe], "batches": batches, "errors": errors}))
+    result = {"seed": seed, "known": known, "counter": [counter, counter_maybe], "batches": batches, "errors": errors}
+    print(json.dumps({**result, "numbers": numbers, "numbers_maybe": numbers_maybe}))
 
 
 if __name__ == "__main__":

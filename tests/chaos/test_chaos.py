@@ -78,6 +78,10 @@ def test_every_acknowledged_write_survives_processes_being_killed(tmp_path: Path
             for slot in range(50):
                 values = set(reads.get_many([f"{result['seed']}-batch-{slot}-{number}" for number in range(100)]))
                 assert len(values) == 1, "half a batch"
+    numbers = sorted(number for result in results for number in result["numbers"])
+    assert len(set(numbers)) == len(numbers), "a number of the sequence was given twice"
+    missing = db.sequence_next("shared by all") - len(numbers)
+    assert 0 <= missing <= sum(result["numbers_maybe"] for result in results), "a number of the sequence was lost"
     assert sum(len(result["known"]) for result in results) > 100
     everything = dict(db.iterator())
     assert everything == dict(remote.iterator())
