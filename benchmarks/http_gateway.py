@@ -5,9 +5,9 @@
 Needs `wrk` and `redis-server` (Debian packages of these names), and the bench extra. The systems take turns, round by round, and the
 medians count. Both serve 1,000 keys of 1,000 random bytes over HTTP on loopback, each with one web process.
 
-- keyva: `keyva-node` as it is, durability "sync" (every acknowledged PUT survives a power cut) and "os" (it survives a crash of any process).
-- redis: redis-server as it is on a unix socket (no append-only file: a PUT survives nothing), under uvicorn with uvloop and httptools, and a
-  starlette application of two routes with redis-py's asyncio client over a pool of connections.
+- keyva: `keyva-node` as it is, durability "sync" (an acknowledged PUT survives a power cut) and "os" (it survives a crash of any process).
+- redis: redis-server on a unix socket without snapshots and append-only file (a PUT survives nothing), under uvicorn with uvloop and
+  httptools, and a starlette application of two routes with redis-py's asyncio client over a pool of connections.
 
 Run as a module by uvicorn, this file is that application.
 """

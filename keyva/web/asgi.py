@@ -15,6 +15,9 @@ Headers = Iterable[tuple[bytes, bytes]]
 PIECE_BYTES = 256 * 1024
 """A large answer is handed over in such pieces, each when the last has left: at most one waits in the connection's buffer."""
 
+STEP_BYTES = 1024 * 1024
+"""Room for a body is taken in such steps."""
+
 DRAIN_BYTES = 16 * 1024 * 1024
 """Bytes of a refused body that are still read, so that the client comes to read the answer."""
 
@@ -79,7 +82,8 @@ class BodyBudget:
                     await _drain(request)
                     raise TooLargeError
                 if len(parts) > taken:
-                    more = max(len(parts) - taken, min(int(length or 0), limit) - taken)
+                    # what has come, not what was announced: a slow client must not keep room that it does not fill
+                    more = len(parts) - taken + STEP_BYTES
                     if more > self._left:
                         raise NoRoomError
                     self._left -= more

@@ -25,6 +25,10 @@ ALLOW = b"DELETE, GET, HEAD, POST, PUT"
 TRIES_MAX = 100
 """Of a write whose key others change meanwhile, so often that none of its own tries came through."""
 
+LARGE_BYTES = 1024 * 1024
+LARGE_BYTES_MAX = 1024 * 1024 * 1024
+"""Values of `LARGE_BYTES` or more, together, that are being sent."""
+
 _PATH_BYTES = len(b"/kv/")
 _RANGES = (b"accept-ranges", b"bytes")
 _FRESH = (b"cache-control", b"no-cache")
@@ -38,6 +42,7 @@ class Keys:
         self._reads = reads
         self._budget = budget
         self._value_bytes_max = value_bytes_max
+        self._large_bytes = 0
 
     async def __call__(self, request: Request) -> None:
         """Serve one request. Hot."""
@@ -72,9 +77,25 @@ class Keys:
             part = range_of(field, len(value))
             if part is not None:
                 fields.append((b"content-range", b"bytes %d-%d/%d" % (part[0], part[1] - 1, len(value))))
-                await answer(request.send, 206, fields, value[part[0] : part[1]])
+                await self._answer(request, 206, fields, value[part[0] : part[1]])
                 return
-        await answer(request.send, 200, fields, value, head=head)
+        if head:
+            await answer(request.send, 200, fields, value, head=True)
+        else:
+            await self._answer(request, 200, fields, value)
+
+    async def _answer(self, request: Request, status: int, fields: list[tuple[bytes, bytes]], value: bytes) -> None:
+        """Send a value. A large one stays in memory while its client takes it, so it is sent if those under way leave room."""
+        if len(value) < LARGE_BYTES:
+            await answer(request.send, status, fields, value)
+            return
+        if self._large_bytes + len(value) > LARGE_BYTES_MAX:
+            raise ProblemError(503, "other downloads take all the memory that they may; try again", headers=[(b"retry-after", b"1")])
+        self._large_bytes += len(value)
+        try:
+            await answer(request.send, status, fields, value)
+        finally:
+            self._large_bytes -= len(value)
 
     async def _put(self, request: Request, key: bytes) -> None:
         headers = request.headers

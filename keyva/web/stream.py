@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +16,8 @@ from .meter import Meter, Moment, quantile
 from .status import Status
 
 __all__ = ["LISTENERS_MAX", "Stream"]
+
+log = logging.getLogger("keyva.web")
 
 INTERVAL_S = 1.0
 LISTENERS_MAX = 100
@@ -63,7 +66,12 @@ class Stream:
     async def _run(self) -> None:
         while self._meter.streams and not self._stopping:
             started = time.monotonic()
-            data = await self._sample()
+            try:
+                data = await self._sample()
+            except Exception:  # whoever listens must not wait for ever: the next one may be better
+                log.exception("no figures")
+                await asyncio.sleep(INTERVAL_S)
+                continue
             self._event = b"event: stats\ndata: " + msgspec.json.encode(data) + b"\n\n"
             async with self._fresh:
                 self._fresh.notify_all()

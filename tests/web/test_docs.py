@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from nodes import RunningNode
 
 from keyva.web.openapi import DESCRIPTION
-from nodes import RunningNode
 
 DOC = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
 BLOCKS = re.findall(r"```console\n(.*?)```", DOC, re.DOTALL)
