@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nodes import eventually
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-
-from nodes import eventually
 
 AXE = "axe-core@4.10.2"
 FLAGS = (
@@ -145,7 +144,10 @@ class Page:
     def choose(self, name: str) -> None:
         """Click a key of the list and wait until it is open."""
         self.wait(lambda: name in self.keys(), f"{name!r} is in the list")
-        row = self.script("return [...document.querySelectorAll('#list li')].find((li) => li.querySelector('.name').textContent === arguments[0])", name)
+        row = self.script(
+            """return [...document.querySelectorAll("#list li")].find((row) => row.querySelector(".name").textContent === arguments[0])""",
+            name,
+        )
         row.click()
         self.wait(lambda: self.text("#open-key") == name and self.has("#type"), f"{name!r} is open")
 
@@ -178,8 +180,8 @@ class Page:
         """Run axe-core on what is shown; returns its serious and critical findings."""
         # by the protocol, for the page's policy lets no script in that the server does not serve
         self.command("Runtime.evaluate", expression=source)
-        options = json.dumps({"resultTypes": ["violations"]})
-        answer = self.command("Runtime.evaluate", expression=f"axe.run(document, {options}).then(JSON.stringify)", awaitPromise=True, returnByValue=True)
+        run = f"axe.run(document, {json.dumps({'resultTypes': ['violations']})}).then(JSON.stringify)"
+        answer = self.command("Runtime.evaluate", expression=run, awaitPromise=True, returnByValue=True)
         found = json.loads(answer["result"]["value"])["violations"]
         return [
             f"{violation['id']} ({violation['impact']}): {node['target']} {node['failureSummary']}"

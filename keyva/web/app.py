@@ -96,7 +96,7 @@ class App:
         started = self.last_request_at = time.perf_counter()
         request = Request(scope, receive, send)
         path = request.raw_path
-        route = "/kv" if path.startswith(b"/kv/") else "/seq" if path.startswith(b"/seq/") else "other"
+        route = "/kv" if path.startswith((b"/kv/", b"/kv-base64/")) else "/seq" if path.startswith(b"/seq/") else "other"
         status = 0
 
         async def counted(message: Any) -> None:

@@ -13,7 +13,7 @@ from keyva.reserved import CONTENT_TYPE_CHARS_MAX, Typed
 
 from .asgi import BodyBudget, Request, answer
 from .conditional import check_conditions, etag_of, failed
-from .names import key_of_path
+from .names import key_of_base64_path, key_of_path
 from .ranges import range_of
 from .replies import ProblemError
 from .security import STORED_HEADERS
@@ -30,6 +30,9 @@ LARGE_BYTES_MAX = 1024 * 1024 * 1024
 """Values of `LARGE_BYTES` or more, together, that are being sent."""
 
 _PATH_BYTES = len(b"/kv/")
+_BASE64_PATH_BYTES = len(b"/kv-base64/")
+"""The same for keys that no browser can name in a path: it removes "." and ".." from it, percent-encoded or not."""
+
 _RANGES = (b"accept-ranges", b"bytes")
 _FRESH = (b"cache-control", b"no-cache")
 
@@ -46,7 +49,8 @@ class Keys:
 
     async def __call__(self, request: Request) -> None:
         """Serve one request. Hot."""
-        key = key_of_path(request.raw_path, _PATH_BYTES)
+        path = request.raw_path
+        key = key_of_path(path, _PATH_BYTES) if path.startswith(b"/kv/") else key_of_base64_path(path, _BASE64_PATH_BYTES)
         match request.method:
             case "GET" | "HEAD":
                 await self._get(request, key)

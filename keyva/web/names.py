@@ -12,7 +12,7 @@ from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX
 
 from .replies import ProblemError
 
-__all__ = ["bytes_of", "key_in_json", "key_of_path", "to_base64"]
+__all__ = ["bytes_of", "key_in_json", "key_of_base64_path", "key_of_path", "to_base64"]
 
 _BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
@@ -25,6 +25,11 @@ def key_of_path(raw_path: bytes, prefix_bytes: int) -> bytes:
             raise ProblemError(400, "the path holds a % that is not followed by two hexadecimal digits; a % in a key is written %25")
         key = unquote_to_bytes(key)
     return check(key)
+
+
+def key_of_base64_path(raw_path: bytes, prefix_bytes: int) -> bytes:
+    """Return the key whose base64 stands in a path behind its first ``prefix_bytes`` bytes."""
+    return check(from_base64(raw_path[prefix_bytes:].decode("latin-1"), "the path"))
 
 
 def check(key: bytes) -> bytes:

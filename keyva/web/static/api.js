@@ -1,7 +1,7 @@
 // The HTTP API: one place that sends requests, with the token when the server wants one, and turns problem documents into errors.
 
 import { ask, el } from "./dom.js";
-import { toPath } from "./format.js";
+import { toBase64, toPath } from "./format.js";
 
 const TOKEN = "keyva-token";
 let asking = null;
@@ -65,7 +65,8 @@ export const json = async (path, options) => (await request(path, options)).json
 
 export const post = (path, body) => json(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
 
-export const urlOf = (key) => "/kv/" + toPath(key);
+/** Where a key is. "." and ".." cannot be asked for by name: browsers take them for directories, percent-encoded or not. */
+export const urlOf = (key) => (key.length && key.length < 3 && key.every((byte) => byte === 46) ? "/kv-base64/" + toBase64(key) : "/kv/" + toPath(key));
 
 /** What is known of a key without its value: { etag, type, size }, or null when it is absent. */
 export async function head(key, options = {}) {

@@ -57,7 +57,7 @@ function memory(memtable) {
   const bar = el("div", { class: "meter", role: "img", "aria-label": `Memtable: ${Math.round(part * 100)} % full` }, el("i"));
   bar.firstChild.style.width = `${part * 100}%`; // the CSSOM is not what style-src forbids
   const waiting = memtable.immutable ? `, ${memtable.immutable} waiting to be flushed` : "";
-  return el("section", { class: "card" }, el("h3", {}, "Memtable"), el("p", { class: "figure" }, size(memtable.bytes)), bar, el("p", { class: "note" }, `${count(memtable.entries)} entries of ${size(memtable.capacity_bytes)}${waiting}; log ${size(memtable.wal_bytes)}`));
+  return el("section", { class: "card" }, el("h3", {}, "Memtable"), el("p", { class: "figure" }, size(memtable.bytes)), bar, el("p", { class: "note" }, `${count(memtable.entries)} entries, full at ${size(memtable.capacity_bytes)}${waiting}; log ${size(memtable.wal_bytes)}`));
 }
 
 function tree(levels, jobs, event) {

@@ -121,19 +121,40 @@ document.addEventListener("drop", async (event) => {
 });
 
 let away = false;
-events("/api/stats/stream", (event) => {
+let stop = null;
+
+function shows(event) {
   const writer = event.processes.find((found) => found.role === "writer");
   if (event.available) health("good", "Running");
-  else health("bad", writer ? `Writer ${writer.state}` : "No writer", "The writer is being started again. Reading goes on; writes wait.");
+  else health("bad", writer && writer.state !== "running" ? `Writer ${writer.state}` : "Writer away", "The writer does not answer; it is started again if it has to be. Reading goes on, writes wait.");
   live.show(event);
   if (away) {
     away = false;
     list.refresh();
   }
-}, () => {
+}
+
+function lost() {
   away = true;
   health("bad", "Not connected", "The server cannot be reached. Trying again every second.");
-});
+}
+
+// A stream takes one of the six connections that browsers make to a server: only a page that is seen has one
+function connect() {
+  const wanted = document.visibilityState === "visible";
+  if (wanted && stop === null) stop = events("/api/stats/stream", shows, lost);
+  else if (!wanted) disconnect();
+}
+
+function disconnect() {
+  stop?.();
+  stop = null;
+}
+
+document.addEventListener("visibilitychange", connect);
+window.addEventListener("pageshow", connect);
+window.addEventListener("pagehide", disconnect);
+connect();
 
 await list.show(new Uint8Array());
 await route();

@@ -305,7 +305,7 @@ export class ValuePanel {
     const name = event.currentTarget.download;
     const found = await api.get(this.key);
     if (!found) return;
-    const url = URL.createObjectURL(new Blob([found.bytes]));
+    const url = URL.createObjectURL(new Blob([found.bytes], { type: "application/octet-stream" }));
     el("a", { href: url, download: name }).click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
   }
