@@ -144,10 +144,8 @@ class Page:
     def choose(self, name: str) -> None:
         """Click a key of the list and wait until it is open."""
         self.wait(lambda: name in self.keys(), f"{name!r} is in the list")
-        row = self.script(
-            """return [...document.querySelectorAll("#list li")].find((row) => row.querySelector(".name").textContent === arguments[0])""",
-            name,
-        )
+        rows = "[...document.querySelectorAll('#list li')]"
+        row = self.script(f"return {rows}.find((row) => row.querySelector('.name').textContent === arguments[0])", name)
         row.click()
         self.wait(lambda: self.text("#open-key") == name and self.has("#type"), f"{name!r} is open")
 
@@ -170,7 +168,7 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Return what the browser's console holds of errors and violations of the policy, and forget it."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]  # type: ignore[no-untyped-call]
 
     def origins(self) -> set[str]:
         """Return the origins of all that the page has loaded."""
