@@ -84,7 +84,7 @@ def _join(directory: str) -> Attachment | None:
 def _start(directory: str, settings: dict[str, Any], deadline: float) -> Exception | None:
     """Start a node in the background and wait until it is ready; returns the error it gave, None when it runs."""
     command = [sys.executable, "-m", "keyva.workers.node", "--dir", directory, "--background"]
-    for name, value in {"idle_stop_s": IDLE_STOP_S, **settings}.items():
+    for name, value in {"idle_stop_s": IDLE_STOP_S, "http": "", **settings}.items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             command.append(flag if value else flag.replace("--", "--no-", 1))

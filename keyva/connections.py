@@ -32,7 +32,11 @@ POSITION_OLD_S = 2.0
 
 
 class Target:
-    """What a client was made for, enough to connect again."""
+    """What a client was made for, enough to connect again.
+
+    With a directory and an endpoint it belongs to the node itself: it reads the files and writes to that endpoint, but is not
+    attached, so it keeps no node alive and starts none.
+    """
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class Connections:
         self.position = 0
         self.answered_at = 0.0
         try:
-            if target.directory:
+            if target.directory and not target.endpoint:
                 self.attachment = attach.attach(target.directory, target.settings, target.timeout_s)
                 self.writer = self.attachment.node.endpoints.writer
             else:

@@ -32,13 +32,14 @@ class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What NODE says."""
+    """What NODE says. ``http`` is the URL of the HTTP API, empty when there is none."""
 
     pid: int
     version: str
     directory: str
     started_at: float
     endpoints: Endpoints
+    http: str = ""
 
 
 def ipc_endpoints(directory: str, readers: int, listen: str) -> Endpoints:

@@ -377,6 +377,17 @@ class Maintenance:
             raise KeyvaError(f"the compaction failed: {error_text}")
         return False
 
+    def _jobs(self) -> list[dict[str, Any]]:
+        """What flusher and compactor are doing, for people to see."""
+        jobs: list[dict[str, Any]] = []
+        if self._flush is not None:
+            jobs.append({"kind": "flush", "from_level": None, "to_level": 0, "files": 1, "bytes": self._flush.sealed_bytes})
+        if self._compaction is not None and (step := self._compaction[1]) is not None:
+            files = [file for run in step.inputs for file in run]
+            size = sum(file.size_bytes for file in files)
+            jobs.append({"kind": "compaction", "from_level": step.level, "to_level": step.target_level, "files": len(files), "bytes": size})
+        return jobs
+
     def stats(self) -> dict[str, Any]:
         """Return the store's figures; sizes in bytes."""
         store = self.store
@@ -406,6 +417,7 @@ class Maintenance:
             "last_level": last_level(manifest),
             "pending_compaction_bytes": pending_bytes(manifest, store.options),
             "stall": stall._asdict() if stall else None,
+            "jobs": self._jobs(),
             "damaged": [{"sst": number, "error": error} for number, error in sorted(self.damaged.items())],
             "flush_error": self._retry["flush"].error,
             "compaction_error": self._retry["compact"].error,

@@ -55,6 +55,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     listen: str = ""
     curve_server_key_file: str = ""
     curve_client_keys_dir: str = ""
+    http: str = "127.0.0.1:8080"
+    http_token_file: str = ""
     heartbeat_interval_s: float = 1.0
     heartbeat_timeout_s: float = 15.0
     idle_stop_s: float = 0.0
@@ -139,6 +141,9 @@ OPTION_DOCS: dict[str, str] = {
     "Anything but loopback needs curve_server_key_file and curve_client_keys_dir.",
     "curve_server_key_file": "Certificate with the node's CURVE secret key (made by `keyva keygen`).",
     "curve_client_keys_dir": "Directory with the public certificates of the clients that are let in.",
+    "http": "HOST:PORT of the HTTP API and the page; port 0 takes a free one, and the ready line says which. Empty: none. "
+    "Anything but loopback needs http_token_file.",
+    "http_token_file": "File with the secret that HTTP clients must send as `Authorization: Bearer SECRET`; readable by its owner alone.",
     "heartbeat_interval_s": "Seconds between a worker's signs of life to the node.",
     "heartbeat_timeout_s": "Seconds without a sign of life after which the node kills and restarts a worker.",
     "idle_stop_s": "Seconds after which the node stops when no embedded client is attached. 0: never.",

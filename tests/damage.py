@@ -19,7 +19,7 @@ def flip(path: Path, offset: int) -> None:
 def refused_line(directory: Path) -> str:
     """Return the one line with which a node refuses a directory."""
     done = subprocess.run(
-        [sys.executable, "-m", "keyva.workers.node", "--dir", str(directory)],
+        [sys.executable, "-m", "keyva.workers.node", "--no-http", "--dir", str(directory)],
         capture_output=True,
         text=True,
         timeout=60,

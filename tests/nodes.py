@@ -38,7 +38,8 @@ class RunningNode:
     def __init__(self, directory: Path | str, *flags: str, wait: bool = True, program: str = "") -> None:
         self.directory = str(directory)
         module = ["-c", program] if program else ["-m", "keyva.workers.node"]
-        command = [sys.executable, *module, "--dir", self.directory, *flags]
+        http = [] if any(flag.startswith("--http") for flag in flags) else ["--no-http"]
+        command = [sys.executable, *module, "--dir", self.directory, *http, *flags]
         self.log: list[str] = []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
         self._reader = threading.Thread(target=self._read_log, daemon=True)
@@ -57,6 +58,11 @@ class RunningNode:
     @property
     def endpoint(self) -> str:
         return next(word for word in self.ready.split() if word.startswith("endpoint=")).removeprefix("endpoint=")
+
+    @property
+    def url(self) -> str:
+        """Where it serves HTTP, without a slash at the end; for a node started with ``--http=127.0.0.1:0``."""
+        return next(word for word in self.ready.split() if word.startswith("http=")).removeprefix("http=").rstrip("/")
 
     @property
     def readers(self) -> list[str]:

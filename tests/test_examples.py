@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from nodes import RunningNode
 
 import keyva
 
@@ -43,6 +45,15 @@ def test_the_ten_lines_of_python_do_what_their_comments_say(tmp_path: Path) -> N
     assert len(code.splitlines()) <= 12
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
     assert done.stdout == "b'Ada' 1\nb'user/1' b'Ada'\nb'user/2' b'Grace'\n"
+
+
+def test_the_lines_about_http_do_what_their_comments_say(tmp_path: Path) -> None:
+    with RunningNode(tmp_path / "d", "--http=127.0.0.1:0", "--readers=0") as node:
+        script = between("http-example").replace("http://127.0.0.1:8080", node.url)
+        done = subprocess.run(["bash", "-e"], input=script, capture_output=True, text=True, timeout=60)
+    value, rest = done.stdout[:5], done.stdout[5:]
+    assert (value, rest[0]) == ("hello", "0")
+    assert json.loads(rest[1:])["keys"][0]["key"] == "greeting"
 
 
 def test_the_lines_about_pipelines_do_what_their_comments_say(tmp_path: Path) -> None:

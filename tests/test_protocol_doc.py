@@ -120,7 +120,7 @@ def test_a_client_written_from_the_page_works(tmp_path: Path) -> None:
         assert set(values) == {b"x" * 100}
         control = PageClient(node.endpoint.replace("/writer", "/control"))
         processes = control.ask("ps")
-        assert set(processes[0]) == {"role", "pid", "state", "since", "restarts"}
+        assert set(processes[0]) == {"role", "pid", "state", "since", "restarts", "address"}
         for client in (writer, reader, control):
             client.close()
 

@@ -60,8 +60,9 @@ class Message(NamedTuple):
 class Worker:
     """One worker process: its context, its control connection, its stop flag."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, listener: socket.socket | None = None) -> None:
         self.spec = spec
+        self.listener = listener
         self.stopping = False
         self._wake_read, wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -254,8 +255,8 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def run_worker(spec_bytes: bytes) -> None:
-    """Is the entry of every worker process: the node starts it by spawn with an encoded `Spec`."""
+def run_worker(spec_bytes: bytes, listener: socket.socket | None = None) -> None:
+    """Is the entry of every worker process: the node starts it by spawn with an encoded `Spec`, and the web worker with its socket."""
     spec = msgspec.msgpack.decode(spec_bytes, type=Spec)
     end_with_parent()
     set_up_logging(spec.role if spec.role != "reader" else f"reader-{spec.number}", spec.options.log_level)
@@ -263,14 +264,17 @@ def run_worker(spec_bytes: bytes) -> None:
         from .writer import Writer as Role
     elif spec.role == "reader":
         from .reader import Reader as Role  # type: ignore[assignment]
+    elif spec.role == "web":
+        from .web import Web as Role  # type: ignore[assignment]
     else:
         from .jobs import JobWorker as Role  # type: ignore[assignment]
-    worker = Worker(spec)
+    worker = Worker(spec, listener)
     try:
         Role(worker).run()
     except Exception as failure:
         error = translate(failure, f"starting or running the {spec.role}") if isinstance(failure, OSError) else failure
-        permanent = type(error).__name__ in ("StoreError", "CorruptionError", "FormatVersionError")
+        # The gateway never ends the node: the store works without it
+        permanent = spec.role != "web" and type(error).__name__ in ("StoreError", "CorruptionError", "FormatVersionError")
         if isinstance(error, NoSpaceError):
             log.error("%s: %s", spec.role, error)
         elif not permanent:

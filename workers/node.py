@@ -13,6 +13,7 @@ exclusively first, so that no client can attach to a node that is going.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -37,6 +38,7 @@ from keyva.manifest import load_manifest
 from keyva.options import OPTION_DOCS, Options, load_toml
 from keyva.protocol import PROTOCOL_VERSION, Response, decode_body, decode_request, encode
 from keyva.recovery import prepare_directory
+from keyva.web.listen import listen_on, read_token, split_http, url_of
 
 from .base import Spec, run_worker, set_up_logging
 
@@ -110,6 +112,9 @@ class Node:
         self._spawn = get_context("spawn")
         self.children = [Child("writer", 0), Child("flusher", 0), Child("compactor", 0)]
         self.children += [Child("reader", number) for number in range(options.readers)]
+        self.children += [Child("web", 0)] if options.http else []
+        self._http: socket.socket | None = None
+        self.http_url = ""
         self.endpoints: Endpoints
         self.on_ready = _print_ready
 
@@ -120,6 +125,7 @@ class Node:
         self._acquire()
         try:
             load_manifest(self.directory)  # a newer format or damage is said here, before anything is started
+            self._listen_http()
             self._open_sockets()
             try:
                 self._loop()
@@ -140,6 +146,20 @@ class Node:
         self._lock.write_owner()
         FILES.unlink(os.path.join(self.directory, NODE))
         self._clients_lock = Lock(os.path.join(self.directory, CLIENTS_LOCK))
+
+    def _listen_http(self) -> None:
+        """Bind the web worker's socket here, so that it outlives the worker: connections wait in its queue until the next one runs."""
+        if not self.options.http:
+            return
+        try:
+            self._http = listen_on(self.options.http)
+        except OSError as error:
+            reason = "the address is in use" if error.errno == errno.EADDRINUSE else error.strerror
+            raise NodeError(
+                f"cannot serve HTTP on {self.options.http}: {reason}; choose another address with --http HOST:PORT (port 0: a free one), "
+                "or none with --no-http"
+            ) from error
+        self.http_url = url_of(self._http)
 
     def _open_sockets(self) -> None:
         self._wake_read, self._wake_write = socket.socketpair()
@@ -166,7 +186,8 @@ class Node:
     def _start(self, child: Child) -> None:
         spec = Spec(role=child.role, number=child.number, directory=self.directory, options=self.options, endpoints=self.endpoints)
         name = f"keyva-{child.name}"
-        child.process = self._spawn.Process(target=run_worker, args=(msgspec.msgpack.encode(spec),), name=name, daemon=True)
+        listener = self._http if child.role == "web" else None
+        child.process = self._spawn.Process(target=run_worker, args=(msgspec.msgpack.encode(spec), listener), name=name, daemon=True)
         child.process.start()
         child.started_at = child.beat_at = time.monotonic()
         child.restarts += 1
@@ -265,7 +286,8 @@ class Node:
         if not was_ready and not (child.error.startswith(NoSpaceError.__name__) and self._announced):
             # A running store waits for room, however long that takes; a node that starts says so and ends
             child.start_failures += 1
-            if child.start_failures >= START_FAILURES_MAX:
+            gateway = child.role == "web" and self._announced  # the store works without it
+            if not gateway and child.start_failures >= START_FAILURES_MAX:
                 raise NodeError(f"the {child.name} cannot start ({child.start_failures} tries): {reason}")
         child.failures = 1 if now - child.started_at >= HEALTHY_AFTER_S else child.failures + 1
         pause = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2 ** (child.failures - 1))
@@ -277,7 +299,12 @@ class Node:
         if time.monotonic() < self._announce_at:
             return
         info = NodeInfo(
-            pid=os.getpid(), version=__version__, directory=self.directory, started_at=self.started_at, endpoints=self.endpoints
+            pid=os.getpid(),
+            version=__version__,
+            directory=self.directory,
+            started_at=self.started_at,
+            endpoints=self.endpoints,
+            http=self.http_url,
         )
         try:
             write_node_info(self.directory, info)
@@ -307,14 +334,31 @@ class Node:
 
     def processes(self) -> list[dict[str, Any]]:
         """Return what `keyva ps` shows."""
-        node = {"role": "node", "pid": os.getpid(), "state": "running", "since": self.started_at, "restarts": 0}
+        node = {"role": "node", "pid": os.getpid(), "state": "running", "since": self.started_at, "restarts": 0, "address": ""}
         return [
             node,
             *(
-                {"role": child.name, "pid": child.pid, "state": child.state, "since": child.since, "restarts": max(0, child.restarts)}
+                {
+                    "role": child.name,
+                    "pid": child.pid,
+                    "state": child.state,
+                    "since": child.since,
+                    "restarts": max(0, child.restarts),
+                    "address": self._address_of(child),
+                }
                 for child in self.children
             ),
         ]
+
+    def _address_of(self, child: Child) -> str:
+        match child.role:
+            case "writer":
+                return self.endpoints.writer
+            case "reader":
+                return self.endpoints.readers[child.number]
+            case "web":
+                return self.http_url
+        return ""
 
     # Stop
 
@@ -339,6 +383,8 @@ class Node:
 
     def _close_sockets(self) -> None:
         signal.set_wakeup_fd(-1)
+        if self._http is not None:
+            self._http.close()
         self._control.close()
         self._context.term()
         self._wake_read.close()
@@ -389,9 +435,22 @@ def check_listen(options: Options) -> None:
         raise ConfigError(f"setting 'curve_client_keys_dir': there is no directory {options.curve_client_keys_dir}")
 
 
+def check_http(options: Options) -> None:
+    """Refuse an HTTP address that is malformed, or reachable from other hosts without a token; raises `ConfigError`."""
+    if options.http:
+        host, _ = split_http(options.http)
+        if not is_loopback(f"tcp://{options.http}") and not options.http_token_file:
+            raise ConfigError(
+                f"setting 'http' = {options.http!r} (host {host}) is reachable from other hosts, so 'http_token_file' must be set"
+            )
+    if options.http_token_file:
+        read_token(options.http_token_file)
+
+
 def _print_ready(info: NodeInfo) -> None:
     endpoints = info.endpoints
     where = f" listen={endpoints.listen}" if endpoints.listen else ""
+    where += f" http={info.http}" if info.http else ""
     line = f"ready dir={info.directory} endpoint={endpoints.writer}{where} readers={','.join(endpoints.readers) or '-'} pid={info.pid}"
     try:
         print(line, flush=True)
@@ -409,6 +468,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings |= given
         options = Options.of(**settings)
         check_listen(options)
+        check_http(options)
         set_up_logging("node", options.log_level)
         if background:
             _cut_log()
@@ -461,6 +521,8 @@ def _parser() -> Any:
     for field in msgspec.structs.fields(Options):
         name = "--" + field.name.replace("_", "-")
         text = OPTION_DOCS[field.name].replace("%", "%%") + f" Default: {field.default!r}."
+        if field.name == "http":
+            group.add_argument("--no-http", dest="http", action="store_const", const="", help="Serve no HTTP.")
         if field.type is bool:
             group.add_argument(name, dest=field.name, action=argparse.BooleanOptionalAction, help=text)
         else:

@@ -147,7 +147,7 @@ def ps(ctx: click.Context, folder: str | None, as_json: bool) -> None:
     if as_json:
         sys.stdout.buffer.write(b"".join(map(json_line, processes)))
         return
-    columns = ("role", "pid", "state", "since", "restarts")
+    columns = ("role", "pid", "state", "since", "restarts", "address")
     rows = [[_cell(name, process[name]) for name in columns] for process in processes]
     click.echo(table_text(columns, rows), nl=False)
 

@@ -23,7 +23,7 @@ Run = Callable[..., Result]
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Yield the directory of a store whose node runs for all tests of a module."""
     directory = tmp_path_factory.mktemp("served") / "store"
-    command = [str(SCRIPTS / "keyva-node"), "--dir", str(directory)]
+    command = [str(SCRIPTS / "keyva-node"), "--no-http", "--dir", str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as node:
         try:
             assert node.stdout is not None

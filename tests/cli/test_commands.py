@@ -231,7 +231,7 @@ class TestAdmin:
     def test_ps_lists_the_processes(self, run: Run, store: Path) -> None:
         rows = [line.split("\t") for line in run("ps", store).stdout.splitlines()]
         assert {"node", "writer", "flusher", "compactor"} <= {row[0] for row in rows}
-        for _, pid, _, _, restarts in rows:
+        for _, pid, _, _, restarts, _ in rows:
             os.kill(int(pid), 0)
             assert restarts == "0"
         found = [json.loads(line) for line in run("ps", "--json").stdout.splitlines()]

@@ -205,7 +205,7 @@ class TestCurve:
             probe.bind(("127.0.0.1", 0))
             endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
         command = [
-            str(KEYVA.with_name("keyva-node")),
+            *(str(KEYVA.with_name("keyva-node")), "--no-http"),
             *("--dir", str(tmp_path / "store"), "--listen", endpoint),
             *("--curve-server-key-file", str(tmp_path / "node" / "node.key_secret"), "--curve-client-keys-dir", str(clients)),
         ]

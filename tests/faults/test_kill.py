@@ -207,7 +207,7 @@ def test_a_node_killed_while_it_starts_leaves_a_store_that_starts(tmp_path: Path
         node.kill()
     for _ in range(6):
         starting = subprocess.Popen(
-            [sys.executable, "-m", "keyva.workers.node", "--dir", str(tmp_path / "d")],
+            [sys.executable, "-m", "keyva.workers.node", "--no-http", "--dir", str(tmp_path / "d")],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
@@ -259,7 +259,7 @@ def test_a_second_writer_of_a_directory_is_refused(tmp_path: Path) -> None:
         with pytest.raises(StoreLockedError, match=str(os.getpid())):
             Store(directory, Options())
         done = subprocess.run(
-            [sys.executable, "-m", "keyva.workers.node", "--dir", directory],
+            [sys.executable, "-m", "keyva.workers.node", "--no-http", "--dir", directory],
             capture_output=True,
             text=True,
             timeout=60,

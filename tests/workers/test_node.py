@@ -25,7 +25,7 @@ from keyva.files import Lock
 from keyva.options import OPTION_DOCS, Options
 from keyva.protocol import encode
 
-COMMAND = [sys.executable, "-m", "keyva.workers.node"]
+COMMAND = [sys.executable, "-m", "keyva.workers.node", "--no-http"]
 
 
 def refused(*arguments: str, code: int = 1, **options: object) -> str:

@@ -1,0 +1,1 @@
+"""The node's HTTP side: an ASGI application over a client of the store. See docs/http.md for what it promises."""
