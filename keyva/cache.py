@@ -5,6 +5,10 @@ moves the block over; when the young one holds half the capacity, or has not bee
 the old one is dropped. That is an approximation of LRU with O(1) everywhere, and it gives idle memory back
 (compare SLRU: Karedla, Love, Wherry, "Caching Strategies to Improve Disk System Performance", 1994).
 
+Once full, a block is kept only when it is missed a second time within as many other misses as the cache has blocks: what is
+read once does not push out what is read often (2Q: Johnson, Shasha, VLDB 1994), and the objects of a block that is not kept are freed at
+once and their memory, still in the processor's cache, serves the next one.
+
 Invariant: each generation is at most half the capacity plus one block.
 """
 
@@ -32,6 +36,8 @@ class BlockCache:
         """The rows a version keeps beside the blocks (`keyva.version`), to be dropped with them."""
         self._old: dict[int, Batch] = {}
         self._sizes: dict[int, int] = {}
+        self._full = False
+        self._seen: set[int] = set()
         self._young_bytes = 0
         self._old_bytes = 0
         self.hits_old = 0
@@ -53,8 +59,17 @@ class BlockCache:
 
     def put(self, block_id: int, block: Batch, raw_bytes: int) -> None:
         """Add a block just read; ``raw_bytes`` is the size of its entries."""
-        if self.capacity_bytes:
-            self._insert(block_id, block, raw_bytes + _ENTRY_BYTES * len(block) + _BLOCK_BYTES)
+        if not self.capacity_bytes:
+            return
+        if self._full:
+            seen = self._seen
+            if block_id not in seen:
+                if len(seen) > len(self.young) + len(self._old):
+                    seen.clear()
+                seen.add(block_id)
+                return
+            seen.discard(block_id)
+        self._insert(block_id, block, raw_bytes + _ENTRY_BYTES * len(block) + _BLOCK_BYTES)
 
     def _insert(self, block_id: int, block: Batch, size: int) -> None:
         with self._lock:
@@ -64,6 +79,7 @@ class BlockCache:
             self._sizes[block_id] = size
             self._young_bytes += size
             if 2 * self._young_bytes > self.capacity_bytes:
+                self._full = True
                 self._turn_over()
             if self._timer is None:
                 self._start_timer()
@@ -87,6 +103,8 @@ class BlockCache:
         """Drop the blocks that nobody read since the last call but one; called every ``idle_s`` by a timer while there are any."""
         with self._lock:
             self._timer = None
+            self._full = False
+            self._seen.clear()
             self._turn_over()
             self._clear_rows()
             if self._old:
@@ -101,6 +119,8 @@ class BlockCache:
         with self._lock:
             self.young, self._old, self._sizes = {}, {}, {}
             self._young_bytes = self._old_bytes = 0
+            self._full = False
+            self._seen.clear()
             self._clear_rows()
             if self._timer is not None:
                 self._timer.cancel()

@@ -41,7 +41,7 @@ class OpenRun:
 class Version:
     """Point lookups over the SSTs of one manifest."""
 
-    __slots__ = ("_old_rows", "_probes", "_row_room", "cache", "manifest", "rows", "runs", "tables")
+    __slots__ = ("_old_rows", "_probes", "_row_room", "_rows_full", "_rows_seen", "cache", "manifest", "rows", "runs", "tables")
 
     def __init__(self, manifest: Manifest, tables: dict[int, Table], cache: BlockCache) -> None:
         self.manifest = manifest
@@ -54,6 +54,8 @@ class Version:
         self.rows: dict[bytes, bytes] = {}
         self._old_rows: dict[bytes, bytes] = {}
         self._row_room = cache.capacity_bytes // _ROWS_PART
+        self._rows_full = False
+        self._rows_seen: set[bytes] = set()
         cache.rows = (self.rows, self._old_rows)
 
     def get(self, key: bytes) -> bytes | object | None:
@@ -65,7 +67,7 @@ class Version:
         """`get` without a look at the young rows."""
         row = self._old_rows.get(key)
         if row is not None:
-            self._keep_row(key, row)
+            self._add_row(key, row)
             return row
         hashed = -1
         for smallest, largest, table, run in self._probes:
@@ -101,8 +103,20 @@ class Version:
         one: `View.get` answers from here without a look at the key."""
         if key >= RESERVED_PREFIX:
             return
+        if self._rows_full:  # then as blocks: when it is found a second time
+            seen = self._rows_seen
+            if key not in seen:
+                if len(seen) > len(self._old_rows):
+                    seen.clear()
+                seen.add(key)
+                return
+            seen.discard(key)
+        self._add_row(key, value)
+
+    def _add_row(self, key: bytes, value: bytes) -> None:
         self._row_room -= len(key) + len(value) + ENTRY_OVERHEAD_BYTES
         if self._row_room < 0:
+            self._rows_full = True
             self._old_rows = self.rows
             self.rows = {}
             self.cache.rows = (self.rows, self._old_rows)

@@ -30,6 +30,7 @@ def test_the_cache_stays_below_its_capacity() -> None:
     cache = BlockCache(20 * CHARGE, 60)
     for at in range(500):
         cache.put(at, BLOCK, 1000)
+        cache.put(at, BLOCK, 1000)  # missed twice: kept also when the cache is full
         assert cache.size_bytes <= cache.capacity_bytes + CHARGE
         assert len(cache.young) + len(cache._old) <= 21
         assert set(cache._sizes) == set(cache.young) | set(cache._old)
@@ -44,7 +45,25 @@ def test_blocks_in_use_stay_while_others_pass_through() -> None:
     for at in range(100, 500):
         assert cached(cache, 1)
         cache.put(at, BLOCK, 1000)
+        cache.put(at, BLOCK, 1000)
     assert cache.hits_old > 10
+    cache.clear()
+
+
+def test_what_is_read_once_does_not_push_out_what_is_there() -> None:
+    cache = BlockCache(20 * CHARGE, 60)
+    for at in range(11):  # one more than half of it, and it has been full once
+        cache.put(at, BLOCK, 1000)
+    kept = set(cache.young) | set(cache._old)
+    for at in range(100, 1000):
+        cache.put(at, BLOCK, 1000)
+        assert len(cache._seen) <= len(kept) + 1
+    assert set(cache.young) | set(cache._old) == kept
+    cache.put(999, BLOCK, 1000)
+    assert cached(cache, 999), "missed twice in a row"
+    cache.drop_idle()
+    cache.put(2000, BLOCK, 1000)
+    assert cached(cache, 2000), "an idle cache takes all again"
     cache.clear()
 
 
