@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Self
 
 import keyva
-from keyva.errors import ConfigError
+from keyva.errors import ConfigError, UnavailableError
 
-__all__ = ["directory_bytes", "machine", "proportional_memory_bytes", "room_for", "scratch"]
+__all__ = ["MemoryPeaks", "directory_bytes", "is_alive", "machine", "proportional_memory_bytes", "room_for", "scratch", "wait_until"]
+
+WAIT_S = 3600.0
+SAMPLE_S = 0.5
 
 
-def machine(directory: str) -> dict[str, str | int]:
+def machine(directory: str) -> dict[str, str | int | float]:
     """Return what a reader of the figures must know of the machine."""
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
@@ -25,6 +33,9 @@ def machine(directory: str) -> dict[str, str | int]:
         "file_system": _file_system(directory),
         "python": platform.python_version(),
         "keyva": keyva.__version__,
+        "load": round(os.getloadavg()[0], 2),
+        "command": " ".join(["keyva-bench", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -63,6 +74,58 @@ def proportional_memory_bytes(pids: Iterable[int]) -> int:
         except (FileNotFoundError, ProcessLookupError):
             pass
     return total
+
+
+class MemoryPeaks:
+    """Samples the PSS of some processes while a block runs; ``bytes`` is the largest seen of each, by name."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self.bytes = dict.fromkeys(pids, 0)
+        self._pids = pids
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keyva-bench-memory", daemon=True)
+
+    def sample(self) -> dict[str, int]:
+        """Return the PSS of each process now."""
+        found = {name: proportional_memory_bytes([pid]) for name, pid in self._pids.items()}
+        self.bytes = {name: max(self.bytes[name], size) for name, size in found.items()}
+        return found
+
+    def _run(self) -> None:
+        while not self._stop.wait(SAMPLE_S):
+            self.sample()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs; one that has ended and was not waited for (a zombie) does not.
+
+    While threads of a zombie are still ending, its files and locks are still open: then it does.
+    """
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rsplit(")", 1)[1].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], object], what: str, limit_s: float = WAIT_S) -> None:
+    """Wait until ``condition()`` is true, looking every millisecond at first; raises `UnavailableError` after ``limit_s``."""
+    end = time.monotonic() + limit_s
+    pause_s = 0.001
+    while not condition():
+        if time.monotonic() > end:
+            raise UnavailableError(f"not within {limit_s:g} s: {what}")
+        time.sleep(pause_s)
+        pause_s = min(0.05, 1.5 * pause_s)
 
 
 def directory_bytes(directory: str) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +18,10 @@ from keyva.bench.machine import machine, room_for, scratch
 from keyva.bench.plot import plot_file
 from keyva.bench.report import COLUMNS, Measurement, compare_rows, markdown, plain
 from keyva.bench.runner import run_workload
-from keyva.bench.systems import CACHE_BYTES, SYSTEMS, System, available, version_of, why_missing
+from keyva.bench.system import CACHE_BYTES, System, close_all
+from keyva.bench.systems import SYSTEMS, available, version_of, why_missing
 from keyva.bench.table import COLUMNS as ROW_COLUMNS
-from keyva.bench.table import measure_rows
+from keyva.bench.table import ROWS, hardest, measure_rows, named
 from keyva.bench.workloads import WORKLOADS, Plan
 from keyva.errors import KeyvaError
 
@@ -29,20 +31,35 @@ DEFAULT_WORKLOADS = ("fillbatch", "compact", "readrandom", "readmissing", "readh
 DEFAULT_SYSTEMS = ("keyva", "plyvel", "rocksdict", "lmdb", "sqlite", "redis")
 NUM_MAX = 100_000_000
 ROUNDS_MAX = 99
+QUICK_NUM, QUICK_ROUNDS = 50_000, 1
+FULL_NUM, FULL_ROUNDS = 10_000_000, 3
+MEASURE_SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
 
 
 class _Group(click.Group):
-    """Turns keyva's errors into one line and exit code 1."""
+    """Turns errors into one line and exit code 1, and lets signals end what was started: stores, servers, temporary directories."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):
+            raise
         except (KeyvaError, OSError, RuntimeError) as error:
+            if os.environ.get("KEYVA_TRACEBACK"):
+                raise
             click.echo(f"keyva-bench: {error}", err=True)
-            sys.exit(1)
+            ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("keyva-bench: interrupted", err=True)
-            sys.exit(130)
+            ctx.exit(130)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -60,9 +77,12 @@ def main() -> None:
       keyva-bench run fillbatch compact readrandom --num 1000000 --rounds 5
       keyva-bench run ycsb-b --system keyva --system lmdb --processes 4
       keyva-bench run fillsync --system keyva --system redis --processes 16 --json result.json
-      keyva-bench table                 # the project's goals, row by row
-      keyva-bench measure               # amplification, memory, start, recovery, growth
+      keyva-bench table --quick         # the project's goals, row by row, in some minutes
+      keyva-bench table --full          # and at their full size, in some hours
+      keyva-bench measure --num 1000000 # amplification, memory, start, recovery, and how they grow
       keyva-bench plot result.json
+
+    Workloads and systems are described by `keyva-bench list`, everything else in docs/benchmarks.md.
     """
 
 
@@ -85,7 +105,11 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--value-size", type=click.IntRange(1, 10_000_000), default=100, show_default=True, help="Bytes of a value."),
         click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True, help="Repetitions."),
         click.option(
-            "--cache-size", type=click.IntRange(1 << 16), default=CACHE_BYTES, show_default=True, help="Block cache of each system, bytes."
+            "--cache-size",
+            type=click.IntRange(1 << 16, 1 << 40),
+            default=CACHE_BYTES,
+            show_default=True,
+            help="Block cache of each system, bytes.",
         ),
         click.option("--seed", type=int, default=1, show_default=True, help="Where the random numbers begin."),
         click.option(
@@ -110,6 +134,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads that share a workload.")
 @click.option("--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share a workload.")
+@click.option("--reads", type=click.IntRange(0, NUM_MAX), default=0, help="Calls of workloads that do not fill.  [default: --num]")
 @common_options
 def run(
     workloads: Sequence[str],
@@ -118,6 +143,7 @@ def run(
     distribution: str,
     threads: int,
     processes: int,
+    reads: int,
     num: int,
     value_size: int,
     rounds: int,
@@ -139,12 +165,13 @@ def run(
         raise click.UsageError("--threads and --processes cannot be combined")
     names = list(workloads or DEFAULT_WORKLOADS)
     chosen, missing = choose(systems or DEFAULT_SYSTEMS)
-    plan = Plan(num, value_size, batch_size, distribution, seed)
+    plan = Plan(num, value_size, batch_size, distribution, seed, reads=reads)
     found: dict[tuple[str, str], Measurement] = {}
     left_out: dict[str, str] = dict(missing)
     with scratch(parent) as directory:
         room_for(directory, len(chosen) * num * (KEY_BYTES + value_size) * 4)
         about = machine(directory)
+        turns = random.Random(seed)
         for round_number in range(rounds):
             with opened(chosen, directory, cache_size) as stores:
                 if not WORKLOADS[names[0]].fills:
@@ -152,7 +179,7 @@ def run(
                         run_workload(store, WORKLOADS["fillbatch"], plan)
                         store.settle()
                 for place, name in enumerate(names):
-                    for store in stores.values():
+                    for store in turns.sample(list(stores.values()), len(stores)):
                         label = f"round {round_number + 1}/{rounds}  {name}  {store.name}"
                         workload = WORKLOADS[name]
                         key = (f"{place}:{name}", store.name)
@@ -160,7 +187,7 @@ def run(
                             left_out[f"{name} on {store.name}"] = "does not sync"
                             continue
                         try:
-                            with progress_of(label, num) as progress:
+                            with progress_of(label, None if processes > 1 else workload.total(plan)) as progress:
                                 result = run_workload(
                                     store, workload, plan, threads=threads, processes=processes, cache_bytes=cache_size, progress=progress
                                 )
@@ -171,16 +198,34 @@ def run(
     measurements = [found[key] for key in sorted(found, key=lambda key: (int(key[0].split(":")[0]), list(chosen).index(key[1])))]
     rows = compare_rows(measurements)
     click.echo(markdown(COLUMNS, rows) if as_markdown else plain(COLUMNS, rows), nl=False)
-    for name, kind in chosen.items():
-        click.echo(f"{name}: {version_of(kind)}; {kind.setup}")
-    for name, why in left_out.items():
-        click.echo(f"left out: {name}: {why}")
-    click.echo(f"{about['processor']}, {about['cores']} cores, {about['kernel']}, {about['file_system']}, Python {about['python']}")
+    conclude(about, chosen, left_out)
     if json_path:
         settings = {**plan._asdict(), "threads": threads, "processes": processes, "cache_size": cache_size, "rounds": rounds}
         write_json(
-            json_path, {"machine": about, "settings": settings, "left_out": left_out, "measurements": [m.as_json() for m in measurements]}
+            json_path,
+            {
+                **header(about, chosen, left_out),
+                "settings": settings,
+                "measurements": [measurement.as_json() for measurement in measurements],
+            },
         )
+
+
+def header(about: Mapping[str, Any], systems: Mapping[str, type[System]], left_out: Mapping[str, str]) -> dict[str, Any]:
+    """Return what every JSON report begins with."""
+    versions = {name: {"version": version_of(kind), "setup": kind.setup} for name, kind in systems.items()}
+    return {"machine": dict(about), "systems": versions, "left_out": dict(left_out)}
+
+
+def conclude(about: Mapping[str, Any], systems: Mapping[str, type[System]], left_out: Mapping[str, str]) -> None:
+    """Print below a table what its reader must know."""
+    click.echo()
+    for name, kind in systems.items():
+        click.echo(f"{name} {version_of(kind)}: {kind.setup}")
+    for name, why in left_out.items():
+        click.echo(f"left out: {name}: {why}")
+    fields = ("processor", "cores", "memory", "kernel", "file_system", "python", "load")
+    click.echo("; ".join(f"{name.replace('_', ' ')} {about[name]}" for name in fields))
 
 
 def choose(names: Iterable[str]) -> tuple[dict[str, type[System]], dict[str, str]]:
@@ -194,7 +239,7 @@ def choose(names: Iterable[str]) -> tuple[dict[str, type[System]], dict[str, str
 
 
 @contextmanager
-def opened(chosen: dict[str, type[System]], parent: str, cache_bytes: int) -> Iterator[dict[str, System]]:
+def opened(chosen: Mapping[str, type[System]], parent: str, cache_bytes: int) -> Iterator[dict[str, System]]:
     """Open a new store of every system, and close and remove all of them afterwards."""
     stores: dict[str, System] = {}
     with scratch(parent) as directory:
@@ -205,13 +250,12 @@ def opened(chosen: dict[str, type[System]], parent: str, cache_bytes: int) -> It
                 stores[name] = kind(path, cache_bytes)
             yield stores
         finally:
-            for store in stores.values():
-                store.close()
+            close_all(stores)
 
 
 @contextmanager
-def progress_of(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show on a terminal how far a workload is; in a pipe a line when it begins."""
+def progress_of(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how far a workload is (``total`` None: only that it goes on); in a pipe a line when it begins."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -235,9 +279,17 @@ def write_json(path: str, content: object) -> None:
 
 @main.command("table")
 @click.option("--only", multiple=True, metavar="TEXT", help="Only rows whose name contains this; may be repeated.")
+@click.option("--quick", is_flag=True, help=f"Short for --num {QUICK_NUM} --rounds {QUICK_ROUNDS}.")
+@click.option("--full", is_flag=True, help=f"Short for --num {FULL_NUM} --rounds {FULL_ROUNDS}, the size the goals are meant for.")
+@click.option("--all-peers", is_flag=True, help="A line for each peer, not only for the one that is hardest to reach.")
 @common_options
+@click.pass_context
 def table_command(
+    ctx: click.Context,
     only: Sequence[str],
+    quick: bool,
+    full: bool,
+    all_peers: bool,
     num: int,
     value_size: int,
     rounds: int,
@@ -251,28 +303,44 @@ def table_command(
 
     \b
     A row's ratio: keyva's speed over the peer's (for seconds and bytes the peer's over keyva's), so more is better.
-    The goals are meant for --num 10000000; with fewer entries stores fit in caches, and peers that keep
-    all in memory look better in the row about memory.
+    Of several peers the one that is hardest to reach is shown; the JSON has all of them.
+    The goals are meant for --full; with fewer entries stores fit in caches, and what a process takes
+    by itself weighs more in the row about memory.
     """
+    if quick and full:
+        raise click.UsageError("--quick and --full cannot be combined")
+    if quick or full:
+        given = [name for name in ("num", "rounds") if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+        if given:
+            raise click.UsageError(f"--{given[0]} cannot be combined with --quick or --full")
+        num, rounds = (QUICK_NUM, QUICK_ROUNDS) if quick else (FULL_NUM, FULL_ROUNDS)
+    rows = named(only)
+    if not rows:
+        raise click.UsageError(
+            f"no row's name contains {' or '.join(map(repr, only))}; the rows are: {'; '.join(row.name for row in ROWS)}"
+        )
     plan = Plan(num, value_size, seed=seed)
+    here = available()
+    systems = {name: here[name] for row in rows for name in row.systems if name in here}
     with scratch(parent) as directory:
-        room_for(directory, num * (KEY_BYTES + value_size) * 6)
+        room_for(directory, len(systems) * num * (KEY_BYTES + value_size) * 3)
         about = machine(directory)
-        results, left_out = measure_rows(plan, rounds, directory, lambda text: click.echo(text, err=True), only)
-    rows = [result.cells() for result in results]
-    click.echo(markdown(ROW_COLUMNS, rows) if as_markdown else plain(ROW_COLUMNS, rows), nl=False)
-    for name, why in left_out.items():
-        click.echo(f"left out: {name}: {why}")
-    click.echo(f"{about['processor']}, {about['cores']} cores, {about['kernel']}, {about['file_system']}, Python {about['python']}")
+        results, left_out = measure_rows(rows, plan, rounds, directory, cache_size, lambda text: click.echo(text, err=True))
+    shown = [result.cells() for result in (results if all_peers else hardest(results))]
+    click.echo(markdown(ROW_COLUMNS, shown) if as_markdown else plain(ROW_COLUMNS, shown), nl=False)
+    conclude(about, systems, left_out)
     if json_path:
-        content = [{**result._asdict(), "reached": result.reached} for result in results]
-        write_json(json_path, {"machine": about, "settings": plan._asdict(), "rounds": rounds, "left_out": left_out, "rows": content})
+        settings = {"num": num, "value_bytes": value_size, "rounds": rounds, "seed": seed, "cache_size": cache_size}
+        write_json(
+            json_path,
+            {**header(about, systems, left_out), "settings": settings, "rows": [result.as_json() for result in results]},
+        )
 
 
 @main.command("measure")
 @click.option("--system", "systems", multiple=True, type=click.Choice(list(SYSTEMS)), help="Repeatable; default: keyva, rocksdict, redis.")
 @click.option(
-    "--size", "sizes", multiple=True, type=click.IntRange(100, NUM_MAX), help="Repeatable; default: 10^5, 10^6, 10^7 up to --num."
+    "--size", "sizes", multiple=True, type=click.IntRange(100, NUM_MAX), help="Entries; repeatable. Default: 10^5 to 10^7, up to --num."
 )
 @common_options
 def measure_command(
@@ -289,29 +357,34 @@ def measure_command(
 ) -> None:
     """Measure what a store costs beside time, and how its costs grow with the data.
 
-    Each size: filled in random order, overwritten as a whole, settled, read. Written and kept bytes are what the
-    kernel counted (write_bytes of all processes; blocks of the directory) per byte of keys and values given.
-    Memory is PSS of the store's own processes; a store in the caller's process has none of its own. --rounds has no meaning here.
+    Each size: filled in random order, overwritten as a whole, settled, read, filled with a full log, killed and started again.
+    Written and kept bytes are what the kernel counted (write_bytes of all processes; blocks of the directory) per byte of keys and
+    values given. Memory is PSS of the store's own processes; a store in the caller's process has none of its own. Medians of --rounds.
     """
     chosen, missing = choose(systems or ("keyva", "rocksdict", "redis"))
     plan = Plan(num, value_size, seed=seed)
-    wanted = list(sizes) or [size for size in (100_000, 1_000_000, 10_000_000) if size <= num] or [num]
+    wanted = sorted(set(sizes)) or [size for size in MEASURE_SIZES if size <= num] or [num]
     with scratch(parent) as directory:
         room_for(directory, max(wanted) * (KEY_BYTES + value_size) * 4)
         about = machine(directory)
-        points = growth(list(chosen.values()), plan, wanted, directory, cache_size, lambda text: click.echo(text, err=True))
+        points = growth(chosen, plan, wanted, rounds, directory, cache_size, lambda text: click.echo(text, err=True))
     rows = [cells(point) for point in points]
     click.echo(markdown(GROWTH_COLUMNS, rows) if as_markdown else plain(GROWTH_COLUMNS, rows), nl=False)
-    for name, why in missing.items():
-        click.echo(f"left out: {name}: {why}")
+    for point in points:
+        if point["memory_by_process_bytes"]:
+            peaks = point["memory_peak_by_process_bytes"]
+            each = [f"{name} {value / 1e6:.0f} ({peaks[name] / 1e6:.0f})" for name, value in point["memory_by_process_bytes"].items()]
+            click.echo(f"memory of {point['system']}, {point['entries']:,} entries, MB when quiet (at its peak): {', '.join(each)}")
+    conclude(about, chosen, missing)
     if json_path:
-        write_json(json_path, {"machine": about, "settings": plan._asdict(), "cache_size": cache_size, "points": points})
+        settings = {"sizes": wanted, "value_bytes": value_size, "rounds": rounds, "seed": seed, "cache_size": cache_size}
+        write_json(json_path, {**header(about, chosen, missing), "settings": settings, "points": points})
 
 
 @main.command("plot")
 @click.argument("report", type=click.Path(exists=True, dir_okay=False))
 @click.option("--to", "target", type=click.Path(file_okay=False), default=".", show_default=True, help="Directory for the pictures.")
 def plot_command(report: str, target: str) -> None:
-    """Draw the JSON of `run` or `measure` as PNG files, one per workload or cost. Needs matplotlib: pip install 'keyva[plot]'."""
+    """Draw the JSON of `run`, `table` or `measure` as PNG files. Needs matplotlib: pip install 'keyva[plot]'."""
     for path in plot_file(report, target):
         click.echo(path)

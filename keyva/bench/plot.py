@@ -1,4 +1,4 @@
-"""Pictures of a report: one chart per workload, or the curves of growth. Needs matplotlib (extra ``plot``)."""
+"""Pictures of a report: one chart per workload, one of all ratios, or the curves of growth. Needs matplotlib (extra ``plot``)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Any
 from keyva.errors import ConfigError, InvalidArgumentError
 
 __all__ = ["plot_file"]
+
+
+CURVES = (
+    "fill_us", "settle_s", "get_us", "absent_us", "scan_us", "bytes_written_per_byte_given", "bytes_kept_per_byte_given",
+    "bytes_read_per_get", "memory_bytes", "start_s", "recovery_s",
+)  # fmt: skip
+"""The costs that are drawn over the number of entries."""
 
 
 def plot_file(path: str, target: str) -> list[str]:
@@ -28,7 +35,9 @@ def plot_file(path: str, target: str) -> list[str]:
         return _bars(report["measurements"], target)
     if isinstance(report, dict) and "points" in report:
         return _curves(report["points"], target)
-    raise InvalidArgumentError(f"{path} holds neither measurements (of run) nor points (of measure)")
+    if isinstance(report, dict) and "rows" in report:
+        return _ratios(report["rows"], target)
+    raise InvalidArgumentError(f"{path} holds no measurements (of run), rows (of table) or points (of measure)")
 
 
 def _bars(measurements: list[dict[str, Any]], target: str) -> list[str]:
@@ -61,17 +70,38 @@ def _curves(points: list[dict[str, Any]], target: str) -> list[str]:
     from matplotlib import pyplot
 
     made = []
-    fields = ("fill_us", "get_us", "absent_us", "scan_us", "bytes_written_per_byte_given", "bytes_kept_per_byte_given", "memory_bytes")
-    for field in fields:
+    for field in CURVES:
         figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
         for system in dict.fromkeys(point["system"] for point in points):
             mine = [point for point in points if point["system"] == system]
-            axis.plot([point["entries"] for point in mine], [point[field] for point in mine], "o-", label=system)
+            known = [point for point in mine if point[field] is not None]
+            if known:
+                axis.plot([point["entries"] for point in known], [point[field] for point in known], "o-", label=system)
         axis.set_xscale("log")
         axis.set_xlabel("entries")
         axis.set_ylabel(field.replace("_", " "))
-        axis.legend()
+        if axis.get_lines():
+            axis.legend()
         made.append(os.path.join(target, f"growth-{field}.png"))
         figure.savefig(made[-1])
         pyplot.close(figure)
     return made
+
+
+def _ratios(rows: list[dict[str, Any]], target: str) -> list[str]:
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(10, 0.3 * len(rows) + 1.5), layout="constrained")
+    labels = [f"{row['row']}: {row['peer'] or 'limit'}" for row in rows]
+    places = range(len(rows))
+    axis.barh(places, [row["ratio"] for row in rows], color=["tab:green" if row["reached"] else "tab:red" for row in rows])
+    axis.plot([row["goal"] for row in rows], places, "k|", markersize=12, label="goal")
+    axis.set_yticks(places, labels, fontsize="small")
+    axis.set_xscale("log")
+    axis.set_xlabel("ratio to the peer (more is better)")
+    axis.invert_yaxis()
+    axis.legend()
+    path = os.path.join(target, "table.png")
+    figure.savefig(path)
+    pyplot.close(figure)
+    return [path]

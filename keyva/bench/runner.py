@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +19,8 @@ from typing import Any, NamedTuple
 from hdrh.histogram import HdrHistogram
 
 from keyva.bench.data import Values, key_of
-from keyva.bench.systems import CACHE_BYTES, SYSTEMS, System
+from keyva.bench.system import CACHE_BYTES, System
+from keyva.bench.systems import SYSTEMS
 from keyva.bench.workloads import WORKLOADS, Job, Plan, Workload
 
 __all__ = ["Result", "run_job", "run_workload"]
@@ -148,8 +151,14 @@ def _with_threads(system: System, workload: Workload, plan: Plan, workers: int) 
         except BaseException as error:
             found.append(error)
 
-    running = [threading.Thread(target=work, args=(job,)) for job in jobs]
-    beside = threading.Thread(target=_write_until, args=(system, plan, stop.is_set))
+    def write_beside() -> None:
+        try:
+            _write_until(system, plan, stop.is_set)
+        except BaseException as error:
+            found.append(error)
+
+    running = [threading.Thread(target=work, args=(job,), daemon=True) for job in jobs]
+    beside = threading.Thread(target=write_beside, daemon=True)
     for thread in running:
         thread.start()
     if workload.writes_beside:
@@ -160,6 +169,8 @@ def _with_threads(system: System, workload: Workload, plan: Plan, workers: int) 
     stop.set()
     if workload.writes_beside:
         beside.join(_START_S)
+    if len([part for part in found if isinstance(part, _Measured)]) < workers and not any(isinstance(p, BaseException) for p in found):
+        raise RuntimeError(f"a worker thread gave no answer within {_LIMIT_S:g} s")
     return _together(found)
 
 
@@ -199,24 +210,34 @@ def _with_processes(system: System, workload: Workload, plan: Plan, workers: int
         for process in running:
             if process.is_alive():
                 process.kill()
+            if process.pid is not None:
+                process.join()
+        results.close()
     return _together(found)
 
 
 def _get(results: Any, running: Iterable[Any], limit_s: float) -> Any:
-    import queue
-
+    """Return what a worker process put next; raises the error that it met, or `RuntimeError` when one ended without an answer."""
     end = time.monotonic() + limit_s
     while True:
         try:
-            return results.get(timeout=1)
+            found = results.get(timeout=1)
         except queue.Empty:
             dead = [process.exitcode for process in running if process.exitcode]
-            if dead or time.monotonic() > end:
-                return RuntimeError(f"a worker process ended with {dead[0]}" if dead else "a worker process gave no answer")
+            if dead:
+                raise RuntimeError(f"a worker process ended with {dead[0]}") from None
+            if time.monotonic() > end:
+                raise RuntimeError(f"a worker process gave no answer within {limit_s:g} s") from None
+            continue
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
 
 def _process(name: str, directory: str, cache_bytes: int, workload: str, plan: Plan, begin: Any, stop: Any, results: Any) -> None:
     """Is the entry of a worker process; ``plan.worker`` -1 is the one that writes beside."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of the terminal; the parent ends this one
+    parent = os.getppid()
     try:
         system = SYSTEMS[name].attach(directory, cache_bytes)
         job = None
@@ -225,15 +246,15 @@ def _process(name: str, directory: str, cache_bytes: int, workload: str, plan: P
             job = job._replace(items=list(job.items))
             system.get(key_of(0))  # connected, and caught up
         results.put(os.getpid())
-        begin.wait(_START_S)
+        if not begin.wait(_START_S):
+            raise TimeoutError(f"the other workers were not ready within {_START_S:g} s")
         if job is None:
-            _write_until(system, plan._replace(worker=0), stop.is_set)
+            _write_until(system, plan._replace(worker=0), lambda: stop.is_set() or os.getppid() != parent)
         else:
             results.put(_measure(job, lambda _: None))
         system.close()
-    except BaseException as error:
-        results.put(RuntimeError(f"{type(error).__name__}: {error}"))
-        raise
+    except Exception as error:
+        results.put(RuntimeError(f"{name}: {type(error).__name__}: {error}"))
 
 
 def _together(found: list[Any]) -> Result:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from keyva.bench.data import DISTRIBUTIONS, Values, key_of
-from keyva.bench.systems import System
+from keyva.bench.system import System
 
 __all__ = ["WORKLOADS", "Job", "Plan", "Workload", "batches", "entries"]
 
@@ -23,7 +23,7 @@ SEEK_ENTRIES = 10
 
 
 class Plan(NamedTuple):
-    """How much: ``num`` entries in all, ``worker`` of ``workers``, and where the random numbers begin."""
+    """How much: ``num`` entries in all, ``reads`` calls of the workloads that do not fill (0: ``num``), this ``worker`` of ``workers``."""
 
     num: int
     value_bytes: int = 100
@@ -32,6 +32,13 @@ class Plan(NamedTuple):
     seed: int = 1
     worker: int = 0
     workers: int = 1
+    reads: int = 0
+
+    @property
+    def calls(self) -> range:
+        """The calls of this worker in a workload that does not fill."""
+        count = self.reads or self.num
+        return range(count * self.worker // self.workers, count * (self.worker + 1) // self.workers)
 
     @property
     def share(self) -> range:
@@ -64,6 +71,13 @@ class Workload(NamedTuple):
 
     writes_beside: bool = False
     """Whether one more worker writes all the while."""
+
+    part: int = 1
+    """It makes so many times fewer calls than asked for."""
+
+    def total(self, plan: Plan) -> int | None:
+        """Return how many entries all workers will have done, None when only the store knows."""
+        return (plan.num if self.fills else plan.reads or plan.num) // self.part if self.together else None
 
 
 def entries(plan: Plan, *, shuffled: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -112,7 +126,7 @@ def _overwrite(system: System, plan: Plan) -> Job:
 def _keys(plan: Plan, name: str, distribution: str = "", among: int = 0) -> Iterator[tuple[bytes]]:
     seed = plan.random(name).getrandbits(32)
     chooser = DISTRIBUTIONS[distribution or plan.distribution](among or plan.num, seed)
-    for _ in plan.share:
+    for _ in plan.calls:
         yield (key_of(chooser.next()),)
 
 
@@ -153,7 +167,7 @@ def _readreverse(system: System, plan: Plan) -> Job:
 
 
 def _seekrandom(system: System, plan: Plan) -> Job:
-    return Job(system.seek, ((key, SEEK_ENTRIES) for (key,) in islice(_keys(plan, "seekrandom"), max(1, len(plan.share) // 10))))
+    return Job(system.seek, ((key, SEEK_ENTRIES) for (key,) in islice(_keys(plan, "seekrandom"), max(1, len(plan.calls) // 10))))
 
 
 def _deleterandom(system: System, plan: Plan) -> Job:
@@ -169,7 +183,10 @@ def _ycsb(mix: dict[str, float], distribution: str) -> Callable[[System, Plan], 
 
     def make(system: System, plan: Plan) -> Job:
         chance = plan.random("ycsb")
-        chooser = DISTRIBUTIONS[distribution](plan.num, chance.getrandbits(32))
+        latest = distribution == "latest"
+        # As in YCSB: scrambled numbers are spread over what will have been inserted, and drawn again while they are not there yet
+        to_come = 0 if latest or plan.workers > 1 else int(2 * len(plan.calls) * mix.get("insert", 0))
+        chooser = DISTRIBUTIONS[distribution](plan.num + to_come, chance.getrandbits(32))
         values = Values(plan.value_bytes, plan.seed + 2000 + plan.worker)
         get, put, seek = system.get, system.put, system.seek
 
@@ -191,16 +208,18 @@ def _ycsb(mix: dict[str, float], distribution: str) -> Callable[[System, Plan], 
 
         def items() -> Iterator[tuple[Any, ...]]:
             inserted = 0
-            for _ in plan.share:
+            for _ in plan.calls:
                 (name,) = chance.choices(names, weights)
                 if name == "insert":
                     # workers insert side by side: numbers from the first free one on, in steps
                     number = plan.num + inserted * plan.workers + plan.worker
                     inserted += 1
-                    if plan.workers == 1:
+                    if latest and plan.workers == 1:
                         chooser.grown(number + 1)
                 else:
                     number = chooser.next()
+                    while number >= plan.num + inserted:
+                        number = chooser.next()
                 value = values.next() if name in ("update", "insert", "modify") else b""
                 yield calls[name], key_of(number), value, chance.randint(1, SCAN_ENTRIES_MAX)
 
@@ -216,7 +235,7 @@ def _dispatch(call: Callable[..., None], key: bytes, value: bytes, count: int) -
 _DB_BENCH = [
     Workload("fillseq", "write num entries in key order, one by one", _fillseq, fills=True),
     Workload("fillrandom", "write num entries in random order, one by one", _fillrandom, fills=True),
-    Workload("fillsync", "write num/100 entries in random order, each synced", _fillsync, fills=True, durable=True),
+    Workload("fillsync", "write num/100 entries in random order, each synced", _fillsync, fills=True, durable=True, part=100),
     Workload("fillbatch", "write num entries in random order, in batches of --batch-size", _fillbatch, fills=True),
     Workload("fillpipeline", "write num entries in random order, --batch-size calls in one message", _fillpipeline, fills=True),
     Workload("overwrite", "overwrite num random entries, one by one", _overwrite),
@@ -227,7 +246,7 @@ _DB_BENCH = [
     Workload("readmany", "read num random keys, --batch-size in one call", _readmany),
     Workload("readseq", "read all entries in key order", _readseq, together=False),
     Workload("readreverse", "read all entries in reverse key order", _readreverse, together=False),
-    Workload("seekrandom", f"num/10 times: seek to a random key and read {SEEK_ENTRIES} entries", _seekrandom),
+    Workload("seekrandom", f"num/10 times: seek to a random key and read {SEEK_ENTRIES} entries", _seekrandom, part=10),
     Workload("readwhilewriting", "readrandom, while one more worker writes", _readrandom, writes_beside=True),
     Workload("deleterandom", "delete num random keys, one by one", _deleterandom),
     Workload("compact", "flush and compact all, until nothing is left to do", _compact, together=False),

@@ -325,3 +325,17 @@ DESCRIPTION: dict[str, Any] = {
         },
     },
 }
+
+
+def _by_base64(operations: dict[str, Any]) -> dict[str, Any]:
+    """Return the operations of a key under the path that takes it in base64."""
+    key = {**_KEY, "description": "The key in URL-safe base64, padded or not.", "schema": {"type": "string", "maxLength": 87384}}
+    named = {
+        method: {**operation, "operationId": f"{operation['operationId']}ByBase64", "summary": f"{operation['summary']}, its key in base64"}
+        for method, operation in operations.items()
+        if method != "parameters"
+    }
+    return {"parameters": [key], **named}
+
+
+DESCRIPTION["paths"]["/kv-base64/{key}"] = _by_base64(DESCRIPTION["paths"]["/kv/{key}"])

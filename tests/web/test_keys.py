@@ -92,6 +92,20 @@ def test_a_slash_may_be_encoded_or_not(http: httpx.Client, node: RunningNode) ->
     assert raw_request(node.url, "GET", "/kv/slash/b/../a").status == 404
 
 
+def test_a_key_may_be_given_in_base64(http: httpx.Client, node: RunningNode) -> None:
+    assert http.put("/kv-base64/Li4", content=b"two dots").status_code == 201
+    with keyva.open(node.directory) as db:
+        assert db.get("..") == b"two dots"
+        db.put(b"\xff\xfe", "any bytes")
+    assert http.get("/kv-base64/Li4=").text == "two dots"
+    assert http.get("/kv-base64/__4").text == "any bytes"
+    assert http.head("/kv-base64/__4").headers["content-length"] == "9"
+    assert http.delete("/kv-base64/Li4").status_code == 204
+    assert http.get("/kv-base64/Li4").status_code == 404
+    for wrong in ("A", "%%%", "Li4%2E", "__8"):  # the last is FF FF
+        assert http.get(f"/kv-base64/{wrong}").status_code == 400, wrong
+
+
 @pytest.mark.parametrize("path", ["/kv/%", "/kv/%zz", "/kv/a%1"])
 def test_a_broken_escape_is_refused(node: RunningNode, path: str) -> None:
     answer = raw_request(node.url, "GET", path)
