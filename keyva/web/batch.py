@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from keyva import aio
 from keyva.client import Client
@@ -25,17 +26,17 @@ DELETE_KEYS = 1000
 
 class _Operation(msgspec.Struct, forbid_unknown_fields=True):
     op: Literal["put", "delete"]
-    key: str | None = None
-    key_base64: str | None = None
-    value: str | None = None
-    value_base64: str | None = None
-    content_type: str | None = None
+    key: str | UnsetType = UNSET
+    key_base64: str | UnsetType = UNSET
+    value: str | UnsetType = UNSET
+    value_base64: str | UnsetType = UNSET
+    content_type: str | UnsetType = UNSET
 
 
 class _Expected(msgspec.Struct, forbid_unknown_fields=True):
     etag: str | None
-    key: str | None = None
-    key_base64: str | None = None
+    key: str | UnsetType = UNSET
+    key_base64: str | UnsetType = UNSET
 
 
 class _Batch(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,9 +47,9 @@ class _Batch(msgspec.Struct, forbid_unknown_fields=True):
 class DeletePrefix(msgspec.Struct, forbid_unknown_fields=True):
     """``count`` and ``complete`` are what the user was shown; not complete: there were at least so many."""
 
-    count: int
-    prefix: str | None = None
-    prefix_base64: str | None = None
+    count: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    prefix: str | UnsetType = UNSET
+    prefix_base64: str | UnsetType = UNSET
     complete: bool = True
 
 
@@ -72,7 +73,7 @@ def _fill(batch: WriteBatch, operations: list[_Operation]) -> None:
         place = f"operation {number}"
         key = _key_of(operation, place)
         if operation.op == "delete":
-            if (operation.value, operation.value_base64, operation.content_type) != (None, None, None):
+            if (operation.value, operation.value_base64, operation.content_type) != (UNSET, UNSET, UNSET):
                 raise ProblemError(400, f"{place}: a delete takes no value and no content_type")
             batch.delete(key)
             continue
@@ -90,8 +91,8 @@ async def write_batch(client: aio.Client, reads: Client, body: bytes) -> dict[st
     batch = client.write_batch()
     _fill(batch, asked.operations)
     expect: dict[bytes, Typed | None] = {}
-    for number, expected in enumerate(asked.expect):
-        key = _key_of(expected, f"expectation {number}")
+    keys = [_key_of(expected, f"expectation {number}") for number, expected in enumerate(asked.expect)]
+    for key, expected in zip(keys, asked.expect, strict=True):
         current = reads.get_typed(key)
         etag = None if current is None else etag_of(*current).decode()
         if etag != expected.etag:

@@ -8,6 +8,8 @@ import re
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from msgspec import UnsetType
+
 from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX
 
 from .replies import ProblemError
@@ -48,6 +50,8 @@ def to_base64(key: bytes) -> str:
 
 def from_base64(text: str, name: str) -> bytes:
     """Read base64 of either alphabet, padded or not; raises `ProblemError`."""
+    if text.endswith("==="):
+        raise ProblemError(400, f"{name} is not base64")
     plain = text.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
@@ -55,8 +59,10 @@ def from_base64(text: str, name: str) -> bytes:
         raise ProblemError(400, f"{name} is not base64") from None
 
 
-def bytes_of(text: str | None, encoded: str | None, name: str) -> bytes | None:
+def bytes_of(text: str | UnsetType | None, encoded: str | UnsetType | None, name: str) -> bytes | None:
     """Return what is given as text (``name``) or as base64 (``name_base64``); None for neither, `ProblemError` for both."""
+    text = None if isinstance(text, UnsetType) else text
+    encoded = None if isinstance(encoded, UnsetType) else encoded
     if text is not None and encoded is not None:
         raise ProblemError(400, f"give {name} or {name}_base64, not both")
     if encoded is not None:

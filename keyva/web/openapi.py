@@ -69,7 +69,7 @@ def _object(required: str = "", **properties: Any) -> dict[str, Any]:
 _STRING = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _MAYBE = {"type": ["string", "null"]}
-_BASE64 = {"type": "string", "pattern": "^([A-Za-z0-9_-]{4})*([A-Za-z0-9_-]{2,3})?$"}
+_BASE64 = {"type": "string", "pattern": "^([A-Za-z0-9+/_-]{4})*([A-Za-z0-9+/_-]{2,3})?={0,2}$"}
 _FREE = {"type": "object"}
 
 _MATCH = [

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from nodes import RunningNode
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
@@ -56,6 +56,8 @@ def test_every_answer_is_as_described(api: Any, path: str, method: str, mode: st
     @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=GenerationMode[mode]))
     def ask(case: Any) -> None:
+        # a list in a query may be sent as nothing at all, which is not wrong
+        assume(not negative or not any(isinstance(value, list) for value in dict(case.query or {}).values()))
         case.call_and_validate(checks=[*CHECKS, *([negative_data_rejection] if negative and path.startswith("/api/") else [])])
 
     ask()
