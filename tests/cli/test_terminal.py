@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from nodes import free_port
 
 import keyva
 
@@ -201,9 +201,7 @@ class TestCurve:
         clients = tmp_path / "clients"
         clients.mkdir()
         (clients / "alice.key").write_bytes((tmp_path / "alice" / "alice.key").read_bytes())
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        endpoint = f"tcp://127.0.0.1:{free_port(2)}"
         command = [
             *(str(KEYVA.with_name("keyva-node")), "--no-http"),
             *("--dir", str(tmp_path / "store"), "--listen", endpoint),
