@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -267,3 +268,11 @@ def test_a_signal_ends_it_with_all_it_started(number: signal.Signals) -> None:
         assert "interrupted" in process.stderr.read()
     eventually(lambda: not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], "all ended")
     assert not [path for path in directories if os.path.exists(path)]
+
+
+def test_without_its_libraries_the_command_says_how_to_get_them() -> None:
+    program = f"import runpy, sys; sys.modules['hdrh'] = None; runpy.run_path({SCRIPT!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "pip install 'keyva[bench]'" in done.stderr
+    assert "Traceback" not in done.stderr
