@@ -14,7 +14,7 @@ import struct
 import time
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -269,6 +269,16 @@ def _index_bytes(header: SstHeader, sst_bytes: int, sst_crc: int, first_keys: li
     return encode_index(index_header, first_keys, offsets, bloom)
 
 
+class _Everything:
+    """A filter that rules nothing out."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+EVERYTHING = _Everything()
+
+
 class Table:
     """An open SST. Holds one descriptor; the index is read at the first use. Safe to share between threads."""
 
@@ -280,6 +290,8 @@ class Table:
         self._files = files
         self._map: mmap.mmap | None = None
         self._index: Index | None = None
+        self.bloom: Container[int] = EVERYTHING
+        """The filter, once the index is read and has one; until then every key may be there."""
         self.index_rebuilt = False
         self._fd = files.open_read(self.path)
         try:
@@ -328,6 +340,8 @@ class Table:
         index = self._index
         if index is None:
             index = self._index = self._load_index()
+            if index.filter is not None:
+                self.bloom = index.filter
         return index
 
     def _load_index(self) -> Index:
@@ -452,6 +466,7 @@ class DamagedTable(Table):
         self.cache_base = number << 32
         self.error = error
         self._index = None
+        self.bloom = EVERYTHING
         self._fd = -1
 
     @property

@@ -64,27 +64,25 @@ class Version:
         return self.find(key) if row is None else row
 
     def find(self, key: bytes) -> bytes | object | None:
-        """`get` without a look at the young rows."""
-        row = self._old_rows.get(key)
-        if row is not None:
-            self._add_row(key, row)
-            return row
+        """`get` without a look at the young rows. Hot."""
         hashed = -1
         for smallest, largest, table, run in self._probes:
-            if key < smallest or key > largest:
+            if not smallest <= key <= largest:
                 continue
             if table is None:  # several files
                 at = bisect_left(run.largest, key)
                 if key < run.smallest[at]:
                     continue
                 table = run.tables[at]
+            if hashed < 0:
+                hashed = hash_key(key)
+            if hashed not in table.bloom:
+                continue
+            row = self._old_rows.get(key)
+            if row is not None:
+                self._add_row(key, row)
+                return row
             index = table._index or table.index
-            bloom = index.filter
-            if bloom is not None:
-                if hashed < 0:
-                    hashed = hash_key(key)
-                if hashed not in bloom:
-                    continue
             number = bisect_right(index.first_keys, key) - 1
             if number < 0:
                 continue
