@@ -41,14 +41,14 @@ class OpenRun:
 class Version:
     """Point lookups over the SSTs of one manifest."""
 
-    __slots__ = ("_old_rows", "_probes", "_row_room", "_rows_full", "_rows_seen", "cache", "manifest", "rows", "runs", "tables")
+    __slots__ = ("_old_rows", "_row_room", "_rows_full", "_rows_seen", "cache", "manifest", "probes", "rows", "runs", "tables")
 
     def __init__(self, manifest: Manifest, tables: dict[int, Table], cache: BlockCache) -> None:
         self.manifest = manifest
         self.tables = tables
         self.cache = cache
         self.runs = [OpenRun(run, tables) for run in manifest.runs()]
-        self._probes = [(run.smallest[0], run.largest[-1], run.tables[0] if len(run.tables) == 1 else None, run) for run in self.runs]
+        self.probes = [(run.smallest[0], run.largest[-1], run.tables[0] if len(run.tables) == 1 else None, run) for run in self.runs]
         # Found keys of this version alone: the next version has other SSTs and begins with none. The cache drops them when idle
         # They have two generations, as blocks have; `rows` is the young one
         self.rows: dict[bytes, bytes] = {}
@@ -63,10 +63,9 @@ class Version:
         row = self.rows.get(key)
         return self.find(key) if row is None else row
 
-    def find(self, key: bytes) -> bytes | object | None:
-        """`get` without a look at the young rows. Hot."""
-        hashed = -1
-        for smallest, largest, table, run in self._probes:
+    def find(self, key: bytes, hashed: int = -1) -> bytes | object | None:
+        """`get` without a look at the young rows; ``hashed`` is the key's hash where it is known. Hot."""
+        for smallest, largest, table, run in self.probes:
             if not smallest <= key <= largest:
                 continue
             if table is None:  # several files

@@ -19,6 +19,7 @@ from keyva.batch import Batch, check_key, decode_trusted
 from keyva.cache import BlockCache
 from keyva.errors import ClosedError, CorruptionError, StoreError, UnavailableError
 from keyva.files import FILES, Files
+from keyva.filter import hash_key
 from keyva.iterator import Entries, Iterator, range_bounds
 from keyva.manifest import LogMeta, Manifest, load_manifest
 from keyva.memtable import MISSING, FrozenMemtable, Memtable
@@ -242,7 +243,13 @@ class View(Reads):
                 return value
             if key >= RESERVED_PREFIX:  # type: ignore[operator]  # not bytes: TypeError, and once more below
                 check_key(key)
-            found = version.find(key)  # type: ignore[arg-type]
+            # most absent keys are told here by the filters, without a call
+            hashed = hash_key(key)  # type: ignore[arg-type]
+            found: Any = MISSING
+            for smallest, largest, table, _ in version.probes:
+                if smallest <= key <= largest and (table is None or hashed in table.bloom):  # type: ignore[operator]
+                    found = version.find(key, hashed)  # type: ignore[arg-type]
+                    break
         except TypeError:
             if type(key) is bytes:
                 raise
