@@ -1,4 +1,7 @@
-"""The block cache: decoded blocks, bounded in bytes, with idle ones dropped.
+"""The block cache: blocks verified and decompressed, bounded in bytes, with idle ones dropped.
+
+Blocks are kept as bytes and decoded at each use: 1.4 us, and half the memory of 34 keys and values as objects, so twice as many fit. What
+is asked for again and again is kept as objects one level above, row by row (`keyva.version`).
 
 Two generations instead of a linked list: a hit in the young one costs one dict lookup and no bookkeeping; a hit in the old one
 moves the block over; when the young one holds half the capacity, or has not been turned over for a while, it becomes the old one and
@@ -17,25 +20,22 @@ from __future__ import annotations
 import threading
 import weakref
 
-from keyva.batch import Batch
-
 __all__ = ["BlockCache"]
 
-_ENTRY_BYTES = 150
-_BLOCK_BYTES = 300
+_BLOCK_BYTES = 200
+"""What a block takes beside its bytes: the object, two dict slots, an int."""
 
 
 class BlockCache:
-    """Maps a block's id (an int) to its entries. Safe to share between threads: every step is one atomic dict operation."""
+    """Maps a block's id (an int) to its bytes. Safe to share between threads: every step is one atomic dict operation."""
 
     def __init__(self, capacity_bytes: int, idle_s: float) -> None:
         self.capacity_bytes = capacity_bytes
         self.idle_s = idle_s
-        self.young: dict[int, Batch] = {}
+        self.young: dict[int, bytes] = {}
         self.rows: tuple[dict[bytes, bytes], ...] = ()
         """The rows a version keeps beside the blocks (`keyva.version`), to be dropped with them."""
-        self._old: dict[int, Batch] = {}
-        self._sizes: dict[int, int] = {}
+        self._old: dict[int, bytes] = {}
         self._full = False
         self._seen: set[int] = set()
         self._young_bytes = 0
@@ -45,20 +45,19 @@ class BlockCache:
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
 
-    def get_old(self, block_id: int) -> Batch | None:
+    def get_old(self, block_id: int) -> bytes | None:
         """Look in the old generation (the caller has looked in `young`) and move a hit over."""
         block = self._old.pop(block_id, None)
         if block is None:
             self.misses += 1
             return None
-        size = self._sizes.get(block_id, 0)
-        self._old_bytes -= size
-        self._insert(block_id, block, size)
+        self._old_bytes -= len(block) + _BLOCK_BYTES
+        self._insert(block_id, block)
         self.hits_old += 1
         return block
 
-    def put(self, block_id: int, block: Batch, raw_bytes: int) -> None:
-        """Add a block just read; ``raw_bytes`` is the size of its entries."""
+    def put(self, block_id: int, block: bytes) -> None:
+        """Add a block just read."""
         if not self.capacity_bytes:
             return
         if self._full:
@@ -69,14 +68,14 @@ class BlockCache:
                 seen.add(block_id)
                 return
             seen.discard(block_id)
-        self._insert(block_id, block, raw_bytes + _ENTRY_BYTES * len(block) + _BLOCK_BYTES)
+        self._insert(block_id, block)
 
-    def _insert(self, block_id: int, block: Batch, size: int) -> None:
+    def _insert(self, block_id: int, block: bytes) -> None:
+        size = len(block) + _BLOCK_BYTES
         with self._lock:
             if 2 * size > self.capacity_bytes:
                 return
             self.young[block_id] = block
-            self._sizes[block_id] = size
             self._young_bytes += size
             if 2 * self._young_bytes > self.capacity_bytes:
                 self._full = True
@@ -85,12 +84,10 @@ class BlockCache:
                 self._start_timer()
 
     def _turn_over(self) -> None:
-        sizes = self._sizes
         self._old = self.young
         self._old_bytes = self._young_bytes
         self.young = {}
         self._young_bytes = 0
-        self._sizes = {block_id: sizes[block_id] for block_id in self._old}
 
     def _start_timer(self) -> None:
         timer = threading.Timer(self.idle_s, _tick, (weakref.ref(self),))
@@ -117,7 +114,7 @@ class BlockCache:
     def clear(self) -> None:
         """Drop everything and stop the timer."""
         with self._lock:
-            self.young, self._old, self._sizes = {}, {}, {}
+            self.young, self._old = {}, {}
             self._young_bytes = self._old_bytes = 0
             self._full = False
             self._seen.clear()

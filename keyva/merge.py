@@ -13,13 +13,14 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
+from keyva.block import Columns
 from keyva.memtable import FrozenMemtable
 from keyva.sst import Table
 from keyva.version import OpenRun, Version
 
 __all__ = ["MemtableSource", "Pieces", "RunSource", "Source", "live_entries", "merge"]
 
-Pieces = tuple[list[bytes], list[bytes | None]]
+Pieces = Columns
 """Keys in the direction of the merge, and their values."""
 
 _MEMTABLE_PIECE = 256
@@ -131,16 +132,8 @@ class RunSource(Source):
 
     def _load(self, table: Table, first: int, last: int) -> Pieces:
         if last - first == 1:
-            block = self._version.cache.young.get(table.cache_base + first)
-            if block is None:
-                block = self._version.load_block(table, first)
-            return list(block), list(block.values())
-        keys: list[bytes] = []
-        values: list[bytes | None] = []
-        for block in table.read_blocks(first, last):
-            keys.extend(block)
-            values.extend(block.values())
-        return keys, values
+            return self._version.read_block(table, first)
+        return table.read_blocks(first, last)
 
     def _cut(self, keys: list[bytes], values: list[bytes | None], start: bytes, high: bytes) -> Pieces:
         if keys[0] < start:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from keyva.batch import Batch, decode_trusted
-from keyva.block import BLOCK_HEADER_BYTES, CODECS, decode_block, parse_block
+from keyva.block import BLOCK_HEADER_BYTES, CODECS, Columns, decode_block, parse_block
 from keyva.errors import CorruptionError, KeyvaError
 from keyva.filename import index_path, sst_path, wal_path
 from keyva.files import FILES, Files, translate
@@ -112,7 +112,7 @@ class _Input:
         self.keys: list[bytes] = []
         self.values: list[bytes | None] = []
         self.position = 0
-        self.blocks: list[tuple[Batch, bytes]] = []
+        self.blocks: list[tuple[Columns, bytes]] = []
         self.read_bytes = 0
 
     def advance(self) -> bool:
@@ -148,10 +148,10 @@ class _Input:
         blocks = []
         for _, data, offset in table.read_stored(first, last):
             block = decode_block(data, table.salt, offset, table.path)
-            if keys and next(iter(block)) <= keys[-1]:
+            if keys and block[0][0] <= keys[-1]:
                 raise CorruptionError("keys do not ascend", table.path, offset)
-            keys.extend(block)
-            values.extend(block.values())
+            keys += block[0]
+            values += block[1]
             blocks.append((block, data))
             self.read_bytes += len(data)
         self.keys, self.values, self.blocks, self.position = keys, values, blocks, 0
@@ -242,8 +242,8 @@ class _Compaction:
         for block, data in source.blocks:
             _, _, raw_bytes, _, stored_codec = parse_block(data)
             whole = raw_bytes * 2 >= self._options.block_size and stored_codec in (0, codec)
-            if not whole or (self._job.drop_tombstones and None in block.values()):
-                self._emit(list(block), list(block.values()))
+            if not whole or (self._job.drop_tombstones and None in block[1]):
+                self._emit(*block)
                 continue
             self._write_waiting()
             self._open_writer().add_copied(block, data[BLOCK_HEADER_BYTES:], raw_bytes, stored_codec)

@@ -15,14 +15,22 @@ import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Container, Iterator, Sequence
-from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
 from crc32c import crc32c
 
-from keyva.batch import Batch
-from keyva.block import BLOCK_HEADER_BYTES, CODECS, decode_block, decode_blocks, encode_block, encode_map, parse_block
+from keyva.block import (
+    BLOCK_HEADER_BYTES,
+    CODECS,
+    Columns,
+    decode_block,
+    decode_blocks,
+    encode_block,
+    encode_columns,
+    parse_block,
+    unpack_block,
+)
 from keyva.errors import CorruptionError, FormatVersionError, KeyvaError
 from keyva.filename import index_path, sst_path
 from keyva.files import FILES, Files
@@ -152,7 +160,7 @@ class SstWriter:
         self._add_block(keys[start:], values[start:])
 
     def _add_block(self, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
-        raw = encode_map(dict(zip(keys, values, strict=True)))
+        raw = encode_columns(keys, values)
         if len(raw) > 2 * self.header.block_size and len(keys) > 1:
             middle = len(keys) // 2
             self._add_block(keys[:middle], values[:middle])
@@ -160,11 +168,12 @@ class SstWriter:
             return
         self._append_block(keys, values, encode_block(raw, len(keys), self._codec, self._salt, self.offset), len(raw))
 
-    def add_copied(self, block: Batch, stored: bytes, raw_bytes: int, codec: int) -> None:
+    def add_copied(self, block: Columns, stored: bytes, raw_bytes: int, codec: int) -> None:
         """Append a block of another file as it is: ``block`` decoded from ``stored`` (its verified bytes without header)."""
-        fields = struct.pack("<IIIB3x", len(stored), raw_bytes, len(block), codec)
+        keys, values = block
+        fields = struct.pack("<IIIB3x", len(stored), raw_bytes, len(keys), codec)
         crc = crc32c(stored, crc32c(fields, crc32c(struct.pack("<Q", self.offset), self._salt)))
-        self._append_block(list(block), list(block.values()), struct.pack("<I", crc) + fields + stored, raw_bytes)
+        self._append_block(keys, values, struct.pack("<I", crc) + fields + stored, raw_bytes)
 
     def _append_block(self, keys: Sequence[bytes], values: Sequence[bytes | None], data: bytes, raw_bytes: int) -> None:
         if self._first_keys:
@@ -174,7 +183,7 @@ class SstWriter:
         self._first_keys.append(keys[0])
         self._offsets.append(self.offset)
         self._hashes.extend(map(hash_key, keys))
-        self._tombstones += list(values).count(None)
+        self._tombstones += values.count(None)
         self._raw_bytes += raw_bytes
         self._largest = keys[-1]
         self._put(data)
@@ -369,10 +378,10 @@ class Table:
         hashes: list[int] = []
         offset = self._blocks_at
         while offset < self._blocks_end:
-            _, block, length = self.read_at(offset)
-            first_keys.append(next(iter(block)))
+            _, (keys, _), length = self.read_at(offset)
+            first_keys.append(keys[0])
             offsets.append(offset)
-            hashes.extend(map(hash_key, block))
+            hashes.extend(map(hash_key, keys))
             offset += length
         offsets.append(offset)
         crc = at = 0
@@ -382,7 +391,7 @@ class Table:
             at += len(data)
         return _index_bytes(self.header, self.size_bytes, crc, first_keys, offsets, hashes)
 
-    def read_at(self, offset: int) -> tuple[bytes, Batch, int]:
+    def read_at(self, offset: int) -> tuple[bytes, Columns, int]:
         """Read the block at a file offset: (its bytes with header, its entries, its length); for walks without an index."""
         try:
             length = BLOCK_HEADER_BYTES + parse_block(self._read(offset, BLOCK_HEADER_BYTES))[1]
@@ -423,20 +432,28 @@ class Table:
             first += 1
         return first
 
-    def read_block(self, number: int) -> Batch:
-        """Read and decode block ``number``. Hot: about 6 us."""
+    def read_block(self, number: int) -> Columns:
+        """Read and decode block ``number``; 3.5 us."""
         offsets = self.index.offsets
         offset = offsets[number]
         return decode_block(self._read(offset, offsets[number + 1] - offset), self.salt, offset, self.path)
 
-    def read_blocks(self, first: int, last: int) -> list[Batch]:
-        """Read and decode blocks ``first`` to ``last`` - 1 with one read. Hot: 0.13 us per entry."""
+    def unpack_block(self, number: int) -> bytes:
+        """Read block ``number``, verified and decompressed but not decoded. Hot: 2 us for 4 KiB."""
+        offsets = (self._index or self.index).offsets
+        offset = offsets[number]
+        end = offsets[number + 1]
+        data = self._files.pread(self._fd, end - offset, offset) if self._map is None else self._map[offset:end]
+        return unpack_block(data, self.salt, offset, self.path)
+
+    def read_blocks(self, first: int, last: int) -> Columns:
+        """Read and decode blocks ``first`` to ``last`` - 1 with one read. Hot: 0.08 us per entry."""
         offsets = self.index.offsets
         base = offsets[first]
-        blocks = decode_blocks(self._read(base, offsets[last] - base), self.salt, base, self.path)
-        if len(blocks) != last - first:
-            raise CorruptionError(f"{len(blocks)} blocks where the index says {last - first}", self.path, base)
-        return blocks
+        entries, blocks = decode_blocks(self._read(base, offsets[last] - base), self.salt, base, self.path)
+        if blocks != last - first:
+            raise CorruptionError(f"{blocks} blocks where the index says {last - first}", self.path, base)
+        return entries
 
     def read_stored(self, first: int, last: int) -> Iterator[tuple[int, bytes, int]]:
         """Yield (block number, bytes with header, file offset) of blocks ``first`` to ``last`` - 1, read in one piece."""
@@ -450,8 +467,8 @@ class Table:
         """Yield all entries in key order, tombstones as None; for tools."""
         offset = self._blocks_at
         while offset < self._blocks_end:
-            _, block, length = self.read_at(offset)
-            yield from block.items()
+            _, (keys, values), length = self.read_at(offset)
+            yield from zip(keys, values, strict=True)
             offset += length
 
 
@@ -491,10 +508,3 @@ def _read_header(data: bytes, path: str) -> tuple[SstHeader, int, int]:
     if header.version > SST_VERSION or set(header.features) - FEATURES:
         raise FormatVersionError(f"{path}: SST format {header.version} {header.features} is newer than this keyva knows ({SST_VERSION})")
     return header, crc, _START.size + size
-
-
-def values_of(block: Batch, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-    """Return the values of ``keys`` in ``block``, in that order; 0.03 us per key."""
-    if len(keys) > 1:
-        return itemgetter(*keys)(block)  # type: ignore[no-any-return]
-    return [block[key] for key in keys]

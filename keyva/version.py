@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
-from keyva.batch import Batch
+import msgspec
+
+from keyva.block import Columns, decode_columns
 from keyva.cache import BlockCache
 from keyva.errors import CorruptionError
 from keyva.files import FILES, Files
@@ -85,14 +87,20 @@ class Version:
             number = bisect_right(index.first_keys, key) - 1
             if number < 0:
                 continue
-            block = self.cache.young.get(table.cache_base + number)
-            if block is None:
-                block = self.load_block(table, number)
-            value = block.get(key, MISSING)
-            if value is not MISSING:
-                if value is not None:
-                    self._keep_row(key, value)  # type: ignore[arg-type]
-                return value
+            raw = self.cache.young.get(table.cache_base + number)
+            if raw is None:
+                raw = self._load(table, number)
+            try:
+                keys, values = decode_columns(raw)
+                at = bisect_left(keys, key)
+                if at == len(keys) or keys[at] != key:
+                    continue
+                value = values[at]
+            except (msgspec.MsgspecError, IndexError) as error:
+                raise CorruptionError(f"block cannot be decoded: {error}", table.path, index.offsets[number]) from error
+            if value is not None:
+                self._keep_row(key, value)
+            return value
         return MISSING
 
     def _keep_row(self, key: bytes, value: bytes) -> None:
@@ -120,17 +128,29 @@ class Version:
             self._row_room = self.cache.capacity_bytes // _ROWS_PART
         self.rows[key] = value
 
-    def load_block(self, table: Table, number: int) -> Batch:
-        """Return a block from the cache's old generation or the file."""
+    def read_block(self, table: Table, number: int) -> Columns:
+        """Return the entries of a block, by way of the cache; the lists are the caller's own."""
+        raw = self.cache.young.get(table.cache_base + number)
+        if raw is None:
+            raw = self._load(table, number)
+        try:
+            keys, values = decode_columns(raw)
+            if 0 < len(keys) == len(values):
+                return keys, values
+            error: object = "its keys and values are not as many"
+        except msgspec.MsgspecError as found:
+            error = found
+        raise CorruptionError(f"block cannot be decoded: {error}", table.path, table.index.offsets[number])
+
+    def _load(self, table: Table, number: int) -> bytes:
+        """Return a block from the cache's old generation or the file, verified and decompressed."""
         cache = self.cache
         block_id = table.cache_base + number
-        block = cache.get_old(block_id)
-        if block is None:
-            block = table.read_block(number)
-            offsets = table._index.offsets if table._index else table.index.offsets
-            # lz4 makes typical data about half as large; the entries' true size would cost a pass over them
-            cache.put(block_id, block, 2 * (offsets[number + 1] - offsets[number]))
-        return block
+        raw = cache.get_old(block_id)
+        if raw is None:
+            raw = table.unpack_block(number)
+            cache.put(block_id, raw)
+        return raw
 
 
 def open_version(

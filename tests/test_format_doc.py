@@ -108,8 +108,9 @@ def read_sst(data: bytes, store_id: bytes, number: int) -> tuple[dict[str, Any],
             payload = zstandard.ZstdDecompressor().decompress(payload, max_output_size=raw_bytes)
         assert codec in (0, 1, 2)
         assert len(payload) == raw_bytes
-        block = unpack_map(payload)
-        assert len(block) == entries
+        keys, values = unpack_map(payload)
+        block = dict(zip(keys, values, strict=True))
+        assert len(block) == len(keys) == entries
         blocks.append((at, block))
         at = end
     assert at == footer_at

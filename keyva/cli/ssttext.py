@@ -22,8 +22,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from keyva.batch import Batch
-from keyva.block import BLOCK_HEADER_BYTES, CODECS, decode_block, encode_block, encode_map, parse_block
+from keyva.block import BLOCK_HEADER_BYTES, CODECS, Columns, decode_block, encode_block, encode_columns, parse_block
 from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_json, put_field
 from keyva.cli.manifesttext import file_fields
 from keyva.errors import CorruptionError, InvalidArgumentError, KeyvaError
@@ -88,7 +87,7 @@ def _table_lines(table: Table, as_hex: bool) -> Iterator[bytes]:
             line["stored_b64"] = base64.b64encode(stored).decode()
             line["raw_bytes"] = raw_bytes
         yield json_line(line)
-        for key, value in block.items():
+        for key, value in zip(*block, strict=True):
             entry: dict[str, Any] = {}
             put_field(entry, "key", key, as_hex=as_hex)
             put_field(entry, "value", value, as_hex=as_hex)
@@ -112,10 +111,10 @@ def header_fields(header: msgspec.Struct) -> dict[str, Any]:
     return fields
 
 
-def _compress(block: Batch, codec: int) -> tuple[bytes, int, int]:
+def _compress(block: Columns, codec: int) -> tuple[bytes, int, int]:
     """Return (stored bytes, raw bytes, codec in fact used) of a block."""
-    raw = encode_map(block)
-    data = encode_block(raw, len(block), codec, 0, 0)
+    raw = encode_columns(*block)
+    data = encode_block(raw, len(block[0]), codec, 0, 0)
     return data[BLOCK_HEADER_BYTES:], len(raw), parse_block(data)[4]
 
 
@@ -171,7 +170,7 @@ class _Builder:
         if header.compression not in CODECS:
             raise InvalidArgumentError(f"compression {header.compression!r} is none of {', '.join(CODECS)}")
         self._writer: SstWriter | None = SstWriter(directory, header)
-        self._block: Batch | None = None
+        self._block: Columns | None = None
         self._largest: bytes | None = None
         self._block_line: dict[str, Any] = {}
         self._ended = False
@@ -182,7 +181,7 @@ class _Builder:
             raise InvalidArgumentError("there are lines behind the end line")
         if "block" in tree or "end" in tree:
             self._write_block()
-            self._block, self._block_line = {}, tree
+            self._block, self._block_line = ([], []), tree
             self._ended = "end" in tree
             check_fields(tree, _END_FIELDS if self._ended else _BLOCK_FIELDS, ("smallest", "largest") if self._ended else ())
             if not self._ended and tree.get("codec") not in CODECS:
@@ -197,22 +196,23 @@ class _Builder:
             raise InvalidArgumentError(f"the key is longer than {KEY_BYTES_MAX} bytes")
         if self._largest is not None and key <= self._largest:
             raise InvalidArgumentError(f"key {key[:40]!r} does not come after {self._largest[:40]!r}: keys must ascend")
-        self._block[key] = value
+        self._block[0].append(key)
+        self._block[1].append(value)
         self._largest = key
 
     def _write_block(self) -> None:
-        if not self._block:
+        if self._block is None or not self._block[0]:
             return  # all its entries were taken out
         assert self._writer is not None
         self._writer.add_copied(self._block, *self._stored(self._block, CODECS[self._block_line["codec"]]))
 
-    def _stored(self, block: Batch, codec: int) -> tuple[bytes, int, int]:
+    def _stored(self, block: Columns, codec: int) -> tuple[bytes, int, int]:
         if "stored_b64" in self._block_line:
             try:
                 stored = base64.b64decode(self._block_line["stored_b64"], validate=True)
                 raw_bytes = int(self._block_line["raw_bytes"])
-                fields = struct.pack("<IIIB3x", len(stored), raw_bytes, len(block), codec)
-                if decode_unchecked(stored, fields) == list(block.items()):
+                fields = struct.pack("<IIIB3x", len(stored), raw_bytes, len(block[0]), codec)
+                if decode_unchecked(stored, fields) == block:
                     return stored, raw_bytes, codec
             except (ValueError, TypeError, KeyError, struct.error, KeyvaError):
                 pass  # the entries were edited, so the stored bytes no longer count
@@ -236,9 +236,9 @@ class _Builder:
             self._writer = None
 
 
-def decode_unchecked(stored: bytes, fields: bytes) -> list[tuple[bytes, bytes | None]]:
+def decode_unchecked(stored: bytes, fields: bytes) -> Columns:
     """Decode a block's stored bytes that come without their checksum."""
     from crc32c import crc32c
 
     crc = crc32c(stored, crc32c(fields, crc32c(bytes(8), 0)))
-    return list(decode_block(struct.pack("<I", crc) + fields + stored, 0, 0, "").items())
+    return decode_block(struct.pack("<I", crc) + fields + stored, 0, 0, "")
