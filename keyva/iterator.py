@@ -87,10 +87,8 @@ class Iterator:
 
     def _reset(self, gap: bytes) -> None:
         self._gap = gap  # where the loaded chunk begins, as a gap below this key
-        self._keys: list[bytes] = []
-        self._items: list[Any] = []
-        self._cursor: Any = iter(self._items)
         self._ahead: Entries | None = None
+        self._take([], [])
 
     def __iter__(self) -> Iterable_[Any]:
         """Iterate from where the iterator stands; a C-level loop over lists of entries."""
@@ -116,18 +114,31 @@ class Iterator:
     def prev(self) -> Any:
         """Step back and return the entry stepped over; raises StopIteration at the beginning."""
         self._check_open()
-        position = len(self._items) - self._cursor.__length_hint__()
+        position = len(self._keys) - self._at.__length_hint__()
         if position == 0:
             if not self._load_previous():
                 raise StopIteration
-            position = len(self._items)
-        item = self._items[position - 1]
+            position = len(self._keys)
+        self._place(position - 1)
+        item = next(self._cursor)
         self._place(position - 1)
         return item
 
     def _place(self, position: int) -> None:
-        self._cursor = iter(self._items)
-        self._cursor.__setstate__(position)
+        """Stand before the entry at ``position`` of the loaded chunk."""
+        include_key, include_value = self._include
+        at: Any
+        if include_key:
+            at = iter(self._keys)
+        else:
+            at = iter(self._values if include_value else [None] * len(self._keys))
+        at.__setstate__(position)
+        self._at = at
+        self._cursor: Any = at
+        if include_key and include_value:
+            values: Any = iter(self._values)
+            values.__setstate__(position)
+            self._cursor = zip(at, values, strict=True)  # in a loop that takes each pair apart it makes one tuple for all of them
 
     def _load_next(self) -> bool:
         if self._closed:
@@ -154,17 +165,9 @@ class Iterator:
         return False
 
     def _take(self, keys: list[bytes], values: list[bytes]) -> None:
-        include_key, include_value = self._include
         self._keys = keys
-        if include_key and include_value:
-            self._items = list(zip(keys, values, strict=True))
-        elif include_key:
-            self._items = keys
-        elif include_value:
-            self._items = values
-        else:
-            self._items = [None] * len(keys)
-        self._cursor = iter(self._items)
+        self._values = values
+        self._place(0)
 
     def _gap_behind(self) -> bytes:
         """The gap behind the last loaded entry."""
