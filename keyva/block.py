@@ -139,7 +139,6 @@ def decode_blocks(data: bytes, salt: int, offset: int, path: str) -> tuple[Colum
     """
     all_keys: list[bytes] = []
     all_values: list[bytes | None] = []
-    whole = memoryview(data)
     end, position, blocks = len(data), 0, 0
     try:
         while position < end:
@@ -147,12 +146,12 @@ def decode_blocks(data: bytes, salt: int, offset: int, path: str) -> tuple[Colum
             start, stop = position + BLOCK_HEADER_BYTES, position + BLOCK_HEADER_BYTES + stored_bytes
             if stop > end:
                 raise CorruptionError("block is cut short", path, offset + position)
-            if crc32c(whole[position + 4 : stop], crc32c(_PLACE.pack(offset + position), salt)) != crc:
+            if crc32c(data[position + 4 : stop], crc32c(_PLACE.pack(offset + position), salt)) != crc:
                 raise CorruptionError("block checksum does not match", path, offset + position)
             if codec == 1:
-                keys, values = decode_columns(_lz4_decompress(whole[start:stop], uncompressed_size=raw_bytes))
+                keys, values = decode_columns(_lz4_decompress(data[start:stop], uncompressed_size=raw_bytes))
             elif codec == 0:
-                keys, values = decode_columns(whole[start:stop])
+                keys, values = decode_columns(data[start:stop])
             else:
                 keys, values = decode_block(data[position:stop], salt, offset + position, path)
             if not 0 < len(keys) == len(values) == entries:
