@@ -258,7 +258,7 @@ class _Compaction:
             keys, values = [key for key, _ in kept], [value for _, value in kept]
         self._keys.extend(keys)
         self._values.extend(values)
-        self._waiting_bytes += sum([len(value) for value in values if value is not None])
+        self._waiting_bytes += sum(map(len, filter(None, values)))
         if len(self._keys) >= _CHUNK_ENTRIES or self._waiting_bytes >= _CHUNK_BYTES:
             self._write_waiting()
 

@@ -139,7 +139,7 @@ class SstWriter:
             return
         count = len(keys)
         block_size = self.header.block_size
-        sizes = [len(value) for value in values if value is not None]
+        sizes = list(map(len, filter(None, values)))  # those of tombstones and empty values are left out
         if sizes and max(sizes) > block_size:
             self._add_weighed(keys, values)
             return
