@@ -19,6 +19,9 @@ from keyva.options import RESERVED_PREFIX
 __all__ = ["Iterator", "range_bounds"]
 
 Entries = Iterable_[tuple[list[bytes], list[bytes]]]
+_NO_KEYS: list[bytes] = []
+"""Of an iterator that has loaded nothing; never changed."""
+
 Fetch = Callable[[bytes, bytes, bool], Entries]
 """(start, stop, reverse) -> the live entries of [start, stop), in lists of keys and values in that direction."""
 
@@ -87,8 +90,11 @@ class Iterator:
 
     def _reset(self, gap: bytes) -> None:
         self._gap = gap  # where the loaded chunk begins, as a gap below this key
+        self._keys: list[bytes] = _NO_KEYS
+        self._values: list[bytes] = _NO_KEYS
+        self._cursor: Any = iter(())
+        self._at: Any = self._cursor
         self._ahead: Entries | None = None
-        self._take([], [])
 
     def __iter__(self) -> Iterable_[Any]:
         """Iterate from where the iterator stands; a C-level loop over lists of entries."""
@@ -133,8 +139,7 @@ class Iterator:
         else:
             at = iter(self._values if include_value else [None] * len(self._keys))
         at.__setstate__(position)
-        self._at = at
-        self._cursor: Any = at
+        self._cursor = self._at = at
         if include_key and include_value:
             values: Any = iter(self._values)
             values.__setstate__(position)

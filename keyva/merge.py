@@ -100,31 +100,31 @@ class RunSource(Source):
 
     def _from_table(self, table: Table, low: bytes, high: bytes) -> Pieces | None:
         """Return the table's next piece, empty when its bounds cut all of it, None at the table's end."""
-        blocks = len(table.index.first_keys)
-        start = low if self._start is None or self._start < low else self._start
+        first_keys = table.index.first_keys
+        blocks = len(first_keys)
+        start, stop = self._start, self._stop
+        if start is None or start < low:
+            start = low
         block = self._block
         if not self._reverse:
             if block is None:
-                block = max(0, table.find_block(start))
-            if (
-                block >= blocks
-                or table.index.first_keys[block] > high
-                or (self._stop is not None and table.index.first_keys[block] >= self._stop)
-            ):
+                block = max(0, bisect_right(first_keys, start) - 1)
+            if block >= blocks or first_keys[block] > high or (stop is not None and first_keys[block] >= stop):
                 return None
             first, last = block, table.reach(block, self._readahead, _READAHEAD_BYTES)
-            if self._stop is not None:  # blocks behind the range cost time, and damage in them is no matter of ours
-                last = min(last, bisect_left(table.index.first_keys, self._stop, block + 1, last))
+            if stop is not None and first_keys[last - 1] >= stop:
+                # blocks behind the range cost time, and damage in them is no matter of ours
+                last = bisect_left(first_keys, stop, block + 1, last)
             self._block = last
         else:
             if block is None:
-                block = table.find_block(high)
-                if self._stop is not None and self._stop <= high:
-                    block = bisect_left(table.index.first_keys, self._stop) - 1
-            if block < 0 or (block + 1 < blocks and table.index.first_keys[block + 1] <= start):
+                block = bisect_right(first_keys, high) - 1
+                if stop is not None and stop <= high:
+                    block = bisect_left(first_keys, stop) - 1
+            if block < 0 or (block + 1 < blocks and first_keys[block + 1] <= start):
                 return None
             first, last = table.reach_back(block + 1, self._readahead, _READAHEAD_BYTES), block + 1
-            first = max(first, bisect_right(table.index.first_keys, start, first, last) - 1)
+            first = max(first, bisect_right(first_keys, start, first, last) - 1)
             self._block = first - 1
         keys, values = self._load(table, first, last)
         self._readahead = min(2 * self._readahead, _READAHEAD_BLOCKS)
