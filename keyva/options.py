@@ -115,7 +115,7 @@ OPTION_DOCS: dict[str, str] = {
     "max_write_buffer_number": "Memtables, the active one included, that may exist before writes wait for the flusher.",
     "block_size": "Bytes of entries in a block before compression. Smaller blocks make a point read cheaper, larger ones "
     "compress better and need a smaller index.",
-    "block_cache_size": "Bytes (estimated, decoded) each reading process may keep of decoded blocks; single entries found take up to half "
+    "block_cache_size": "Bytes each reading process may keep of blocks, decompressed; single entries found take up to half "
     "as much more. 0 turns the cache off.",
     "block_cache_idle_s": "Seconds after which a block that nobody read is dropped from the cache.",
     "compression": "Codec of new blocks: 'lz4', 'zstd' (level 1: smaller, slower) or 'none'.",
