@@ -4,21 +4,23 @@ Blocks are kept as bytes and decoded at each use: 1.4 us, and half the memory of
 is asked for again and again is kept as objects one level above, row by row (`keyva.version`).
 
 Two generations instead of a linked list: a hit in the young one costs one dict lookup and no bookkeeping; a hit in the old one
-moves the block over; when the young one holds half the capacity, or has not been turned over for a while, it becomes the old one and
-the old one is dropped. That is an approximation of LRU with O(1) everywhere, and it gives idle memory back
-(compare SLRU: Karedla, Love, Wherry, "Caching Strategies to Improve Disk System Performance", 1994).
+moves the block over. What comes in pushes out of the old one what lies there longest; when the young one holds half the capacity, it is
+put behind what is left of the old one. That is an approximation of LRU with O(1) per block that uses the whole capacity (compare SLRU:
+Karedla, Love, Wherry, "Caching Strategies to Improve Disk System Performance", 1994). What nobody reads for a while is dropped, which gives
+idle memory back.
 
 Once full, a block is kept only when it is missed a second time within as many other misses as the cache has blocks: what is
 read once does not push out what is read often (2Q: Johnson, Shasha, VLDB 1994), and the objects of a block that is not kept are freed at
 once and their memory, still in the processor's cache, serves the next one.
 
-Invariant: each generation is at most half the capacity plus one block.
+Invariant: both generations together are at most the capacity.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator
 
 __all__ = ["BlockCache"]
 
@@ -27,7 +29,8 @@ _BLOCK_BYTES = 200
 
 
 class BlockCache:
-    """Maps a block's id (an int) to its bytes. Safe to share between threads: every step is one atomic dict operation."""
+    """Maps a block's id (an int) to its bytes. Safe to share between threads: a lookup is one atomic dict operation, all else is
+    done under a lock."""
 
     def __init__(self, capacity_bytes: int, idle_s: float) -> None:
         self.capacity_bytes = capacity_bytes
@@ -36,7 +39,11 @@ class BlockCache:
         self.rows: tuple[dict[bytes, bytes], ...] = ()
         """The rows a version keeps beside the blocks (`keyva.version`), to be dropped with them."""
         self._old: dict[int, bytes] = {}
+        self._victims: Iterator[int] = iter(())
+        """The keys of the old generation, the next to go first; some may have been moved over."""
         self._full = False
+        self._turned = False
+        """Whether blocks have grown old by number, not by time, since the timer looked last."""
         self._seen: set[int] = set()
         self._young_bytes = 0
         self._old_bytes = 0
@@ -47,14 +54,15 @@ class BlockCache:
 
     def get_old(self, block_id: int) -> bytes | None:
         """Look in the old generation (the caller has looked in `young`) and move a hit over."""
-        block = self._old.pop(block_id, None)
-        if block is None:
-            self.misses += 1
-            return None
-        self._old_bytes -= len(block) + _BLOCK_BYTES
-        self._insert(block_id, block)
-        self.hits_old += 1
-        return block
+        with self._lock:
+            block = self._old.pop(block_id, None)
+            if block is None:
+                self.misses += 1
+                return None
+            self._old_bytes -= len(block) + _BLOCK_BYTES
+            self._insert(block_id, block)
+            self.hits_old += 1
+            return block
 
     def put(self, block_id: int, block: bytes) -> None:
         """Add a block just read."""
@@ -68,26 +76,39 @@ class BlockCache:
                 seen.add(block_id)
                 return
             seen.discard(block_id)
-        self._insert(block_id, block)
+        with self._lock:
+            if block_id not in self.young and block_id not in self._old:  # else another thread has met the same miss
+                self._insert(block_id, block)
 
     def _insert(self, block_id: int, block: bytes) -> None:
         size = len(block) + _BLOCK_BYTES
-        with self._lock:
-            if 2 * size > self.capacity_bytes:
-                return
-            self.young[block_id] = block
-            self._young_bytes += size
-            if 2 * self._young_bytes > self.capacity_bytes:
-                self._full = True
-                self._turn_over()
-            if self._timer is None:
-                self._start_timer()
+        if 2 * size > self.capacity_bytes:
+            return
+        self.young[block_id] = block
+        self._young_bytes += size
+        if 2 * self._young_bytes > self.capacity_bytes:
+            self._turn_over()
+            self._turned = True
+        while self._young_bytes + self._old_bytes > self.capacity_bytes:
+            self._full = True
+            self._push_one_out()
+        if self._timer is None:
+            self._start_timer()
 
     def _turn_over(self) -> None:
-        self._old = self.young
-        self._old_bytes = self._young_bytes
+        self._old |= self.young
+        self._old_bytes += self._young_bytes
+        self._victims = iter(list(self._old))
         self.young = {}
         self._young_bytes = 0
+
+    def _push_one_out(self) -> None:
+        for victim in self._victims:
+            block = self._old.pop(victim, None)
+            if block is not None:
+                self._old_bytes -= len(block) + _BLOCK_BYTES
+                return
+        self._turn_over()
 
     def _start_timer(self) -> None:
         timer = threading.Timer(self.idle_s, _tick, (weakref.ref(self),))
@@ -100,9 +121,13 @@ class BlockCache:
         """Drop the blocks that nobody read since the last call but one; called every ``idle_s`` by a timer while there are any."""
         with self._lock:
             self._timer = None
-            self._full = False
-            self._seen.clear()
+            if not self._turned:  # else what is old may have been read since the last call
+                self._full = False
+                self._seen.clear()
+                self._old = {}
+                self._old_bytes = 0
             self._turn_over()
+            self._turned = False
             self._clear_rows()
             if self._old:
                 self._start_timer()
@@ -115,6 +140,7 @@ class BlockCache:
         """Drop everything and stop the timer."""
         with self._lock:
             self.young, self._old = {}, {}
+            self._victims = iter(())
             self._young_bytes = self._old_bytes = 0
             self._full = False
             self._seen.clear()

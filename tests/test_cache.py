@@ -50,19 +50,43 @@ def test_blocks_in_use_stay_while_others_pass_through() -> None:
 
 def test_what_is_read_once_does_not_push_out_what_is_there() -> None:
     cache = BlockCache(20 * CHARGE, 60)
-    for at in range(11):  # one more than half of it, and it has been full once
+    for at in range(21):  # one more than it holds
         cache.put(at, BLOCK)
     kept = set(cache.young) | set(cache._old)
     for at in range(100, 1000):
         cache.put(at, BLOCK)
-        assert len(cache._seen) <= len(kept) + 1
+        assert len(cache._seen) <= len(kept) + 2
     assert set(cache.young) | set(cache._old) == kept
     cache.put(999, BLOCK)
     assert cached(cache, 999), "missed twice in a row"
-    cache.drop_idle()
+    for _ in range(2):
+        cache.drop_idle()
     cache.put(2000, BLOCK)
     assert cached(cache, 2000), "an idle cache takes all again"
     cache.clear()
+
+
+def test_the_whole_capacity_is_used_and_what_was_read_last_is_kept() -> None:
+    cache = BlockCache(20 * CHARGE, 60)
+    for at in range(200):
+        cache.put(at, BLOCK)
+        cache.put(at, BLOCK)
+        if at >= 20:
+            assert len(cache.young) + len(cache._old) == 20
+            assert all(cached(cache, recent) for recent in range(at - 9, at + 1))
+    assert cache.size_bytes == 20 * CHARGE
+    cache.clear()
+
+
+def test_the_timer_drops_nothing_of_a_cache_that_is_turned_over() -> None:
+    cache = BlockCache(20 * CHARGE, 3600)
+    for at in range(40):
+        cache.put(at, BLOCK)
+        cache.put(at, BLOCK)
+    cache.drop_idle()
+    assert cache.size_bytes == 20 * CHARGE
+    cache.drop_idle()
+    assert cache.size_bytes == 0
 
 
 def test_a_block_larger_than_half_the_cache_is_not_kept() -> None:

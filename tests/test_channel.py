@@ -38,9 +38,10 @@ class Server:
             if self._router.poll(20):
                 peer, header, body = self._router.recv_multipart()
                 request = decode_request(header)
-                for message in self._script(len(self.got), request, body):
+                messages = self._script(len(self.got), request, body)
+                self.got.append(request)  # before the answer, for that may end the test
+                for message in messages:
                     self._router.send_multipart([peer, *message])
-                self.got.append(request)
         self._router.close()
 
     def close(self) -> None:
