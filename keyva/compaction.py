@@ -15,7 +15,9 @@ its key range, all captured runs at once, so that this order holds after every s
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from bisect import bisect_left
+from collections.abc import Callable, Collection
+from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
@@ -223,16 +225,13 @@ def _plan(
     lower = target.files if target is not None else ()
     start = upper_files[0].smallest
     drop = _nothing_below(manifest, target_level, target, start)
-    movable = [file for file in upper_files if _is_movable(file, upper_files, lower, drop, options)]
-    moves: list[FileMeta] = []
-    for file in upper_files:
-        if file not in movable:
-            break
-        moves.append(file)
+    movable = _movable(upper_files, lower, drop, options)
+    moves = upper_files[: movable.index(False) if False in movable else len(movable)]
     target_id = target.id if target is not None else None
     if moves:
         return Step(level, runs, target_level, target_id, (), start, None, drop, tuple(moves))
-    stop = _choose_stop(upper_files, lower, movable, options.max_compaction_bytes if bounded else 1 << 62)
+    movable_starts = {file.smallest for file, may in zip(upper_files, movable, strict=True) if may}
+    stop = _choose_stop(upper_files, lower, movable_starts, options.max_compaction_bytes if bounded else 1 << 62)
     largest = max(file.largest for file in upper_files if stop is None or file.smallest < stop)
     end = min(largest, stop) if stop is not None else largest
     touched = tuple(file for file in lower if file.largest >= start and file.smallest <= end and (stop is None or file.smallest < stop))
@@ -252,36 +251,57 @@ def _nothing_below(manifest: Manifest, target_level: int, target: Run | None, st
     return all(run.files[-1].largest < start for run in below)
 
 
-def _is_movable(file: FileMeta, upper: list[FileMeta], lower: tuple[FileMeta, ...], drop_tombstones: bool, options: Options) -> bool:
-    if file.size_bytes * 8 < options.target_file_size_base or (drop_tombstones and file.tombstones):
-        return False
-    others = [other for other in upper if other is not file]
-    return not any(other.smallest <= file.largest and other.largest >= file.smallest for other in [*others, *lower])
+def _movable(upper: list[FileMeta], lower: tuple[FileMeta, ...], drop_tombstones: bool, options: Options) -> list[bool]:
+    """Say of each of ``upper``, which ascend by their smallest keys, whether it may go down as it is.
+
+    That is when it is large enough, has no tombstone to drop, and overlaps no other file. Costs O(n log n).
+    """
+    lower_largest = [file.largest for file in lower]
+    found = []
+    reached = b""  # the largest key of the files so far
+    for at, file in enumerate(upper):
+        alone = at == 0 or reached < file.smallest
+        alone = alone and (at + 1 == len(upper) or upper[at + 1].smallest > file.largest)
+        if alone:
+            below = bisect_left(lower_largest, file.smallest)
+            alone = below == len(lower) or lower[below].smallest > file.largest
+        worth = file.size_bytes * 8 >= options.target_file_size_base and not (drop_tombstones and file.tombstones)
+        found.append(alone and worth)
+        reached = max(reached, file.largest)
+    return found
 
 
-def _choose_stop(upper: list[FileMeta], lower: tuple[FileMeta, ...], movable: list[FileMeta], bytes_max: int) -> bytes | None:
-    """Return where the step ends: as far as ``bytes_max`` of input reach, never inside a lower file; None for the very end."""
+def _choose_stop(upper: list[FileMeta], lower: tuple[FileMeta, ...], movable_starts: set[bytes], bytes_max: int) -> bytes | None:
+    """Return where the step ends: as far as ``bytes_max`` of input reach, never inside a lower file; None for the very end.
+
+    Costs O(n log n): how many bytes lie below a bound comes from sums over the files in the order of their ends.
+    """
     start = upper[0].smallest
-    bounds = sorted({file.smallest for file in [*upper, *lower] if file.smallest > start})
-    bounds = [bound for bound in bounds if not any(file.smallest < bound <= file.largest for file in lower)]
-    movable_starts = {file.smallest for file in movable}
+    files = [*upper, *(file for file in lower if file.largest >= start)]
+    smallest, halves_begun = _sums(files, lambda file: file.smallest, lambda file: file.size_bytes // 2)
+    largest, sizes_ended = _sums(files, lambda file: file.largest, lambda file: file.size_bytes)
+    _, halves_ended = _sums(files, lambda file: file.largest, lambda file: file.size_bytes // 2)
+    lower_largest = [file.largest for file in lower]
     chosen: bytes | None = None
-    for bound in bounds:
-        size = 0
-        for file in [*upper, *lower]:
-            if file.largest < start:
-                continue
-            if file.largest < bound:
-                size += file.size_bytes
-            elif file.smallest < bound:
-                size += file.size_bytes // 2  # how much of it lies below is not known without its index
+    for bound in sorted({key for key in smallest if key > start}):
+        inside = bisect_left(lower_largest, bound)
+        if inside < len(lower) and lower[inside].smallest < bound:
+            continue
+        ended = bisect_left(largest, bound)
+        # of a file that reaches over the bound half is counted: how much of it lies below is not known without its index
+        size = sizes_ended[ended] + halves_begun[bisect_left(smallest, bound)] - halves_ended[ended]
         if chosen is not None and size > bytes_max:
             return chosen
         chosen = bound
         if bound in movable_starts:
             return bound
-    total = sum(file.size_bytes for file in upper) + sum(file.size_bytes for file in lower if file.largest >= start)
-    return chosen if chosen is not None and total > bytes_max else None
+    return chosen if chosen is not None and sizes_ended[-1] > bytes_max else None
+
+
+def _sums(files: list[FileMeta], key: Callable[[FileMeta], bytes], size: Callable[[FileMeta], int]) -> tuple[list[bytes], list[int]]:
+    """Return the files' keys in order, and for each position the sizes of all files before it together."""
+    ordered = sorted(files, key=key)
+    return [key(file) for file in ordered], [0, *accumulate(map(size, ordered))]
 
 
 def apply_step(manifest: Manifest, step: Step, outputs: tuple[FileMeta, ...], run_id: int) -> Manifest:

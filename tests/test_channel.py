@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from keyva.channel import Channel
 from keyva.errors import NoSpaceError, OutcomeUnknownError, ProtocolError, UnavailableError
 from keyva.protocol import ERROR, FLAG_REPEATED, OK, WAIT, Request, Response, decode_request, encode, error_body
 
-Script = Callable[[int, Request, bytes], list[list[bytes]]]
+Script = Callable[[int, Request, bytes], Iterable[list[bytes]]]
 """(how many requests came before, header, body) -> the messages to answer with."""
 
 
@@ -108,9 +109,23 @@ def test_giving_up_says_whether_something_may_have_changed(connect: Connect, cha
     assert channel.broken
 
 
-def test_a_wait_gives_more_time_and_its_reason(connect: Connect) -> None:
-    channel, server = connect(lambda before, request, body: [answer(request, encode("level 0 is full"), WAIT), answer(request, b"done")])
-    assert channel.call("write", b"", timeout_s=0.01).body == b"done"
+def test_a_wait_gives_more_time(connect: Connect) -> None:
+    timeout_s = 1.0
+    later = threading.Event()
+
+    def script(_: int, request: Request, body: bytes) -> Iterator[list[bytes]]:
+        yield answer(request, encode("level 0 is full"), WAIT)
+        later.wait(30)
+        yield answer(request, b"done")
+
+    channel, server = connect(script)
+    start = time.monotonic()
+
+    def let_it_answer() -> None:
+        if time.monotonic() > start + timeout_s:
+            later.set()
+
+    assert channel.call("write", b"", timeout_s=timeout_s, on_silence=let_it_answer).body == b"done"
     assert len(server.got) == 1
 
 

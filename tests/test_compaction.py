@@ -8,7 +8,17 @@ import msgspec
 import pytest
 from storetools import STORE_ID, small
 
-from keyva.compaction import Step, apply_step, last_level, level_capacity, pending_bytes, pick_manual, pick_step
+from keyva.compaction import (
+    Step,
+    _choose_stop,
+    _movable,
+    apply_step,
+    last_level,
+    level_capacity,
+    pending_bytes,
+    pick_manual,
+    pick_step,
+)
 from keyva.manifest import Drain, FileMeta, LogMeta, Manifest, Run
 from keyva.options import Options
 
@@ -346,3 +356,60 @@ def test_nothing_is_due_in_an_empty_store() -> None:
     assert pick_step(simulation.manifest, simulation.options) is None
     assert pick_manual(simulation.manifest, simulation.options, None, None) is None
     assert last_level(simulation.manifest) == 1
+
+
+def some_run(rng: Random, files: int) -> tuple[FileMeta, ...]:
+    """Return files whose key ranges ascend and do not touch."""
+    ends = sorted(rng.sample(range(10 * files + 50), 2 * files))
+    return tuple(
+        FileMeta(
+            number=1,
+            size_bytes=rng.choice((10, 150, 1000)),
+            entries=1,
+            tombstones=rng.choice((0, 0, 1)),
+            smallest=b"%06d" % low,
+            largest=b"%06d" % rng.choice((low, high)),
+            smallest_sequence=1,
+            largest_sequence=1,
+            crc32c=0,
+        )
+        for low, high in zip(ends[::2], ends[1::2], strict=True)
+    )
+
+
+class TestLargeLevels:
+    """A level of a store of 100 GB has thousands of files: the choice must not look at all pairs of them, and choose as if it did."""
+
+    @pytest.mark.parametrize("seed", range(300))
+    def test_the_choice_is_that_of_looking_at_all_pairs(self, seed: int) -> None:
+        rng = Random(seed)
+        upper = sorted((file for _ in range(rng.randrange(1, 4)) for file in some_run(rng, rng.randrange(1, 8))), key=lambda f: f.smallest)
+        lower = some_run(rng, rng.randrange(8))
+        options = small(target_file_size_base=64 * 1024)
+        options = msgspec.structs.replace(options, target_file_size_base=1000)
+        drop, bytes_max = rng.random() < 0.5, rng.choice((0, 100, 1000, 3000, 10**9))
+        movable = _movable(upper, lower, drop, options)
+        for at, file in enumerate(upper):
+            others = [*upper[:at], *upper[at + 1 :], *lower]
+            alone = not any(other.smallest <= file.largest and other.largest >= file.smallest for other in others)
+            assert movable[at] == (alone and file.size_bytes >= 125 and not (drop and file.tombstones))
+        starts = {file.smallest for file, may in zip(upper, movable, strict=True) if may}
+        assert _choose_stop(upper, lower, starts, bytes_max) == self.stop_by_all_pairs(upper, lower, starts, bytes_max)
+
+    def stop_by_all_pairs(
+        self, upper: list[FileMeta], lower: tuple[FileMeta, ...], movable_starts: set[bytes], bytes_max: int
+    ) -> bytes | None:
+        start = upper[0].smallest
+        files = [file for file in (*upper, *lower) if file.largest >= start]
+        chosen: bytes | None = None
+        for bound in sorted({file.smallest for file in files if file.smallest > start}):
+            if any(file.smallest < bound <= file.largest for file in lower):
+                continue
+            size = sum(file.size_bytes for file in files if file.largest < bound)
+            size += sum(file.size_bytes // 2 for file in files if file.smallest < bound <= file.largest)
+            if chosen is not None and size > bytes_max:
+                return chosen
+            chosen = bound
+            if bound in movable_starts:
+                return bound
+        return chosen if sum(file.size_bytes for file in files) > bytes_max else None

@@ -239,7 +239,7 @@ def test_a_stopped_writer_dies_with_its_node_and_never_writes_again(tmp_path: Pa
 
 
 def test_a_hanging_writer_is_killed_before_another_one_writes(tmp_path: Path) -> None:
-    with RunningNode(tmp_path / "d", "--heartbeat-timeout-s=1", "--heartbeat-interval-s=0.2") as node, RawClient(node.endpoint) as raw:
+    with RunningNode(tmp_path / "d", "--heartbeat-timeout-s=2", "--heartbeat-interval-s=0.2") as node, RawClient(node.endpoint) as raw:
         pid = node.pid_of("writer")
         assert raw.ask("hello")["pid"] == pid
         os.kill(pid, signal.SIGSTOP)

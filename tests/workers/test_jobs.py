@@ -177,8 +177,9 @@ def test_dying_in_the_middle_of_a_compaction_loses_nothing_and_leaves_nothing(tm
 
 def test_stopping_in_the_middle_of_a_compaction_loses_nothing(tmp_path: Path) -> None:
     with RunningNode(tmp_path / "d", *FLAGS) as node, ThreadPoolExecutor(1) as pool:
+        with keyva.connect(node.endpoint) as patient:
+            entries = fill(patient)
         db = keyva.connect(node.endpoint, timeout_s=1.0)
-        entries = fill(db)
         before = files_present(node.directory)
         compaction = pool.submit(db.compact_range)
         wait_for_output(node.directory, before, compaction)

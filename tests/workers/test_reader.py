@@ -198,7 +198,7 @@ def test_a_killed_reader_forgets_and_the_client_is_told(node: RunningNode, db: k
 
 
 def test_a_reader_that_hangs_is_passed_over_and_replaced(tmp_path: Path) -> None:
-    flags = ("--readers=2", "--heartbeat-timeout-s=1", "--heartbeat-interval-s=0.2")
+    flags = ("--readers=2", "--heartbeat-timeout-s=2", "--heartbeat-interval-s=0.2")
     with RunningNode(tmp_path / "d", *flags) as node, keyva.connect(node.endpoint) as remote:
         remote.put("a", "1")
         pid = node.pid_of("reader-1")
