@@ -14,19 +14,24 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import struct
 import sys
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from keyva.errors import KeyvaError, NoSpaceError
+from keyva.errors import KeyvaError, NoSpaceError, StoreError
 
-__all__ = ["FILES", "Files", "Lock", "translate"]
+__all__ = ["FILES", "OPEN_FILES_WANTED", "Files", "Lock", "raise_open_files_limit", "translate"]
 
 _LINUX = sys.platform.startswith("linux")
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, length, pid
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _IOV_MAX = 1024
+_OPEN_FILES_MACOS = 10_240
+
+OPEN_FILES_WANTED = 65_536
+"""Files a process should be allowed to have open: enough for the SSTs of a store of 4 TB."""
 
 
 _SYNC_FILE_RANGE_WRITE = 2
@@ -53,12 +58,49 @@ def translate(error: OSError, doing: str) -> KeyvaError | OSError:
     return error
 
 
+def raise_open_files_limit(wanted: int = OPEN_FILES_WANTED) -> None:
+    """Raise this process's limit of open files to ``wanted`` at least, as far as its hard limit allows.
+
+    The usual soft limit of 1024 is meant for programs that use select(), which a process with more descriptors must not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for goal in (wanted, _OPEN_FILES_MACOS):  # what macOS gives at most, though it says there is no hard limit
+        if hard != resource.RLIM_INFINITY:
+            goal = min(goal, hard)
+        if soft == resource.RLIM_INFINITY or soft >= goal:
+            return
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (goal, hard))
+        except (OSError, ValueError):
+            continue
+        return
+
+
 class Files:
     """Opens, reads, writes, syncs, renames and locks. Costs one system call per method unless it says more."""
 
     def open_read(self, path: str) -> int:
-        """Open ``path`` for reading and return its descriptor."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        """Open ``path`` for reading and return its descriptor.
+
+        When the process has as many files open as it may, its limit is raised (`raise_open_files_limit`); raises `StoreError` when that
+        cannot be: a store holds a descriptor for each SST, of which one of 100 GB has some 1,600.
+        """
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+        raise_open_files_limit()
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            raise StoreError(
+                f"{path}: not opened, for this process has {limit} files open, which is its limit; "
+                "raise it (ulimit -n, LimitNOFILE= of systemd)"
+            ) from error
 
     def open_write(self, path: str, *, create: bool = False) -> int:
         """Open ``path`` for reading and writing; ``create`` makes it new and fails when it is there."""

@@ -308,3 +308,31 @@ def test_every_method_of_files_that_changes_something_has_a_fault() -> None:
     reading = {"size", "listdir", "read_file", "make_dir", "write_atomic"}
     methods = {name for name in vars(Files) if not name.startswith("_")}
     assert methods - reading <= set(vars(FaultFiles))
+
+
+class TestManyFiles:
+    """A process may usually have 1024 files open, a large store has more SSTs."""
+
+    def run(self, tmp_path: Path, soft: int, hard: int) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "f").write_bytes(b"x")
+        program = f"""
+import resource
+from keyva.files import FILES
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+for _ in range(200):
+    FILES.open_read({str(tmp_path / "f")!r})
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    def test_the_soft_limit_is_raised_when_it_is_met(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, 100, 400).stdout == "(400, 400)\n"
+
+    def test_it_is_left_alone_while_it_is_enough(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, 300, 400).stdout == "(300, 400)\n"
+
+    def test_the_hard_limit_is_named_with_what_helps(self, tmp_path: Path) -> None:
+        done = self.run(tmp_path, 100, 150)
+        assert done.returncode == 1
+        assert "StoreError" in done.stderr
+        assert "has 150 files open, which is its limit; raise it (ulimit -n" in done.stderr

@@ -33,7 +33,7 @@ from keyva import __version__
 from keyva.endpoints import Endpoints, NodeInfo, ipc_endpoints, is_loopback, write_node_info
 from keyva.errors import ConfigError, KeyvaError, NoSpaceError, ProtocolError, StoreLockedError
 from keyva.filename import CLIENTS_LOCK, LOCK, NODE
-from keyva.files import FILES, Lock, translate
+from keyva.files import FILES, Lock, raise_open_files_limit, translate
 from keyva.manifest import load_manifest
 from keyva.options import OPTION_DOCS, Options, load_toml
 from keyva.protocol import PROTOCOL_VERSION, Response, decode_body, decode_request, encode
@@ -472,6 +472,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_up_logging("node", options.log_level)
         if background:
             _cut_log()
+        raise_open_files_limit()  # the workers inherit it
         Node(directory, options).run()
     except ConfigError as error:
         return _fail(error, background, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import keyva
 from keyva.client import node_processes
 from keyva.endpoints import running_node
 from keyva.errors import StoreLockedError
-from keyva.files import Lock
+from keyva.files import OPEN_FILES_WANTED, Lock
 from keyva.options import OPTION_DOCS, Options
 from keyva.protocol import encode
 
@@ -245,6 +246,15 @@ class TestLife:
         assert any("flusher" in line and "did not stop" in line for line in node.log)
         with RunningNode(tmp_path / "d") as node, keyva.open(node.directory) as db:
             assert db.get("a") == b"1"
+
+    @pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="psutil reads limits of other processes on Linux only")
+    def test_its_processes_may_have_as_many_files_open_as_a_large_store_needs(self, tmp_path: Path) -> None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        wanted = OPEN_FILES_WANTED if hard == resource.RLIM_INFINITY else min(OPEN_FILES_WANTED, hard)
+        program = "import resource as r, sys, keyva.workers.node as n; "
+        program += f"r.setrlimit(r.RLIMIT_NOFILE, (256, {hard})); sys.exit(n.main())"
+        with RunningNode(tmp_path / "d", program=program) as node:
+            assert {process.rlimit(psutil.RLIMIT_NOFILE)[0] for process in node.family()} == {wanted}
 
     def test_a_signal_while_it_starts_stops_it_cleanly(self, tmp_path: Path) -> None:
         node = RunningNode(tmp_path / "d", wait=False)
