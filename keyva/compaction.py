@@ -27,6 +27,8 @@ from keyva.options import Options
 
 __all__ = ["Step", "apply_step", "level_capacity", "pending_bytes", "pick_manual", "pick_step"]
 
+SEQUENCE_MAX = 2**63 - 1
+
 _replace = msgspec.structs.replace
 
 
@@ -94,11 +96,17 @@ def pick_step(manifest: Manifest, options: Options, damaged: Collection[int] = (
 
 
 def pick_manual(
-    manifest: Manifest, options: Options, start: bytes | None, stop: bytes | None, damaged: Collection[int] = ()
+    manifest: Manifest,
+    options: Options,
+    start: bytes | None,
+    stop: bytes | None,
+    damaged: Collection[int] = (),
+    until: int = SEQUENCE_MAX,
 ) -> Step | None:
     """Return the next step of a compaction of the keys of [start, stop] that a user asked for, None when it is done.
 
-    Done means: what lies in the range lies in the last level, in one run.
+    Done means: what lies in the range and is not younger than the sequence number ``until`` lies in the last level, in one run. So it
+    comes to an end though others go on writing.
     """
     last = last_level(manifest)
     step = None
@@ -106,8 +114,8 @@ def pick_manual(
         step = _drain_step(manifest, manifest.drain, options)
     else:
         for level, runs in enumerate(manifest.levels):
-            inside = [run for run in runs if _overlaps_range(run.files, start, stop)]
-            if not inside or (level == last and len(runs) == 1):
+            inside = [run for run in runs if _overlaps_range(run.files, start, stop, until)]
+            if not inside or (level == last and len(inside) == 1):
                 continue
             if level == 0:
                 step = _level0_step(manifest, options, every=True)
@@ -142,8 +150,11 @@ def _touches(step: Step, damaged: Collection[int]) -> bool:
     return any(file.number in damaged for files in step.inputs for file in files)
 
 
-def _overlaps_range(files: tuple[FileMeta, ...], start: bytes | None, stop: bytes | None) -> bool:
-    return any((stop is None or file.smallest <= stop) and (start is None or file.largest >= start) for file in files)
+def _overlaps_range(files: tuple[FileMeta, ...], start: bytes | None, stop: bytes | None, until: int) -> bool:
+    return any(
+        (stop is None or file.smallest <= stop) and (start is None or file.largest >= start) and file.smallest_sequence <= until
+        for file in files
+    )
 
 
 def _target(manifest: Manifest, level: int, options: Options) -> Run | None:

@@ -43,6 +43,15 @@ class Stall(NamedTuple):
     text: str
 
 
+class _Manual(NamedTuple):
+    """A compaction of [start, stop] that somebody asked for, of what was there up to the sequence number ``until``."""
+
+    ticket: int
+    start: bytes | None
+    stop: bytes | None
+    until: int
+
+
 class _Retry:
     """Pauses between tries: 0.5 s, doubled up to 5 s."""
 
@@ -84,7 +93,8 @@ class Maintenance:
         self._compaction: tuple[CompactionJob | RemoveJob, Step | None] | None = None
         self._retry = {"flush": _Retry(clock), "compact": _Retry(clock)}
         self._removed: set[int] = set()
-        self._manual: list[tuple[int, bytes | None, bytes | None]] = []
+        self._manual: list[_Manual] = []
+        self._manual_is_next = True
         self._manual_errors: dict[int, KeyvaError] = {}
         self._tickets = 0
         self._rotate_error: NoSpaceError | None = None
@@ -173,19 +183,28 @@ class Maintenance:
         return None
 
     def _pick(self) -> Step | None:
+        """Return the next step: in turns one that somebody asked for and one that is due by itself, so that neither waits for ever."""
+        store = self.store
+        asked, due = self._pick_manual(), pick_step(store.manifest, store.options, self.damaged)
+        if asked is None or due is None:
+            return asked or due
+        self._manual_is_next = not self._manual_is_next
+        return due if self._manual_is_next else asked
+
+    def _pick_manual(self) -> Step | None:
         store = self.store
         while self._manual:
-            ticket, start, stop = self._manual[0]
-            if store.immutable_memtables:
-                break  # its flush comes first
-            step = pick_manual(store.manifest, store.options, start, stop, self.damaged)
+            ticket, start, stop, until = self._manual[0]
+            if store.manifest.logs[0].first_sequence <= until:
+                return None  # its flush comes first
+            step = pick_manual(store.manifest, store.options, start, stop, self.damaged, until)
             if step is not None:
                 return step
             if damaged := self._damaged_between(start, stop):
                 names = "; ".join(damaged)
                 self._manual_errors[ticket] = CorruptionError(f"compaction left out damaged files: {names}")
             del self._manual[0]
-        return pick_step(store.manifest, store.options, self.damaged)
+        return None
 
     def _damaged_between(self, start: bytes | None, stop: bytes | None) -> list[str]:
         """Return what is wrong with the damaged files that hold keys of [start, stop]."""
@@ -353,7 +372,7 @@ class Maintenance:
         return False
 
     def request_compaction(self, start: bytes | None, stop: bytes | None) -> int:
-        """Ask for a compaction of [start, stop]; returns a ticket for `compaction_done`."""
+        """Ask for a compaction of what is in [start, stop] now; returns a ticket for `compaction_done`."""
         if len(self._manual) >= _MANUAL_MAX:
             raise KeyvaError(f"{_MANUAL_MAX} compactions are waiting already")
         if not self.store.memtable_empty:
@@ -361,7 +380,7 @@ class Maintenance:
         for retry in self._retry.values():
             retry.try_now()
         self._tickets += 1
-        self._manual.append((self._tickets, start, stop))
+        self._manual.append(_Manual(self._tickets, start, stop, self.store.manifest.logs[-1].first_sequence - 1))
         return self._tickets
 
     def compaction_done(self, ticket: int) -> bool:
@@ -369,11 +388,11 @@ class Maintenance:
         error = self._manual_errors.pop(ticket, None)
         if error is not None:
             raise error
-        if all(waiting != ticket for waiting, _, _ in self._manual):
+        if all(waiting.ticket != ticket for waiting in self._manual):
             return True
         error_text = self._retry["compact"].error or self._retry["flush"].error
         if error_text and not self.damaged:
-            self._manual = [entry for entry in self._manual if entry[0] != ticket]
+            self._manual = [waiting for waiting in self._manual if waiting.ticket != ticket]
             raise KeyvaError(f"the compaction failed: {error_text}")
         return False
 

@@ -342,8 +342,32 @@ def test_a_manual_compaction_of_a_range_leaves_nothing_of_it_above_the_last_leve
         simulation.do(step)
     last = last_level(simulation.manifest)
     for level, runs in enumerate(simulation.manifest.levels):
-        inside = [file for run in runs for file in run.files if file.smallest <= b"0120" and file.largest >= b"0100"]
-        assert not inside or (level == last and len(runs) == 1)
+        inside = [run for run in runs if any(file.smallest <= b"0120" and file.largest >= b"0100" for file in run.files)]
+        assert not inside or (level == last and len(inside) == 1)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_manual_compaction_comes_to_an_end_though_others_write(style: str) -> None:
+    random = Random(9)
+    options = small(compaction_style=style, target_file_size_base=400, max_bytes_for_level_base=1600)
+    simulation = Simulation(options)
+    for _ in range(30):
+        simulation.flush(random_batch(random, 300))
+        simulation.settle()
+    simulation.flush(random_batch(random, 300))
+    until = simulation.sequence
+    steps = 0
+    while (step := pick_manual(simulation.manifest, options, None, None, (), until)) is not None:
+        steps += 1
+        assert steps < 200
+        simulation.do(step)
+        simulation.flush(random_batch(random, 300))
+        simulation.check()
+    assert steps > 0
+    last = last_level(simulation.manifest)
+    for level, runs in enumerate(simulation.manifest.levels):
+        old = [run for run in runs if any(file.smallest_sequence <= until for file in run.files)]
+        assert not old or (level == last and len(old) == 1)
 
 
 def test_the_capacity_of_levels_grows_by_the_multiplier() -> None:

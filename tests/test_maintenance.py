@@ -456,6 +456,41 @@ def test_a_compaction_of_a_range_can_be_asked_for(directory: str) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_a_compaction_that_was_asked_for_and_those_that_are_due_take_turns(directory: str, style: str) -> None:
+    """While others write: the one comes to an end, and level 0 does not fill up meanwhile."""
+    options = small(compaction_style=style, max_bytes_for_level_base=64 * 1024, max_compaction_bytes=64 * 1024)
+    store, maintenance = start(directory, options)
+    random = Random(4)
+    model: Batch = {}
+
+    def write_some(count: int) -> None:
+        batch: Batch = {b"%05d" % random.randrange(3000): random.randbytes(100) for _ in range(count)}
+        write(store, batch)
+        model.update(batch)
+        flush(store, maintenance)
+
+    for _ in range(20):
+        write_some(300)
+        do_jobs(store, maintenance)
+    for _ in range(6):
+        write_some(300)
+    ticket = maintenance.request_compaction(None, None)
+    most_runs = steps = 0
+    while not maintenance.compaction_done(ticket):
+        steps += 1
+        assert steps < 500
+        write_some(20)
+        for _ in range(2):  # one may be the removal of files
+            if (job := maintenance.offer("compact")) is not None:
+                maintenance.finish(work(store, job))
+        most_runs = max(most_runs, len(store.manifest.levels[0]))
+    assert steps > 2
+    assert most_runs <= 4
+    assert everything(store) == model
+    store.close()
+
+
 def test_requests_for_compactions_are_bounded(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance_module, "_MANUAL_MAX", 3)
     store, maintenance = start(directory)
