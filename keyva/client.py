@@ -312,7 +312,10 @@ class Client:
         live.ask(live.writer, "flush", encode(None))
 
     def compact_range(self, start: bytes | str | None = None, stop: bytes | str | None = None) -> None:
-        """Compact the keys from ``start`` to ``stop`` (None: all) into one run, and return when that is done."""
+        """Compact what is there now from ``start`` to ``stop`` (None: all) into one run of the last level, and return when that is done.
+
+        Others may write meanwhile; what they write need not be compacted.
+        """
         live = self._connections()
         bounds = [None if key is None else check_key(key) for key in (start, stop)]
         live.ask(live.writer, "compact", encode(bounds))
