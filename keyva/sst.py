@@ -299,7 +299,7 @@ class Table:
         self._files = files
         self._map: mmap.mmap | None = None
         self._index: Index | None = None
-        self.bloom: Container[int] = EVERYTHING
+        self.bloom: Container[bytes] = EVERYTHING
         """The filter, once the index is read and has one; until then every key may be there."""
         self.index_rebuilt = False
         self._fd = files.open_read(self.path)

@@ -9,6 +9,7 @@ Invariant: `runs` goes from newest to oldest, so the first entry found for a key
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Container
 
 import msgspec
 
@@ -16,11 +17,10 @@ from keyva.block import Columns, decode_columns
 from keyva.cache import BlockCache
 from keyva.errors import CorruptionError
 from keyva.files import FILES, Files
-from keyva.filter import hash_key
 from keyva.manifest import FileMeta, Manifest, Run
 from keyva.memtable import ENTRY_OVERHEAD_BYTES, MISSING
 from keyva.options import RESERVED_PREFIX
-from keyva.sst import DamagedTable, Table
+from keyva.sst import EVERYTHING, DamagedTable, Table
 
 __all__ = ["OpenRun", "Version", "open_version"]
 
@@ -43,7 +43,7 @@ class OpenRun:
 class Version:
     """Point lookups over the SSTs of one manifest."""
 
-    __slots__ = ("_old_rows", "_row_room", "_rows_full", "_rows_seen", "cache", "manifest", "probes", "rows", "runs", "tables")
+    __slots__ = ("_old_rows", "_row_room", "_rows_full", "_rows_seen", "cache", "filters", "manifest", "probes", "rows", "runs", "tables")
 
     def __init__(self, manifest: Manifest, tables: dict[int, Table], cache: BlockCache) -> None:
         self.manifest = manifest
@@ -51,6 +51,8 @@ class Version:
         self.cache = cache
         self.runs = [OpenRun(run, tables) for run in manifest.runs()]
         self.probes = [(run.smallest[0], run.largest[-1], run.tables[0] if len(run.tables) == 1 else None, run) for run in self.runs]
+        self.filters = self._known_filters()
+        """The filter of each run that is one SST, for `keyva.view`; None where `find` has to look."""
         # Found keys of this version alone: the next version has other SSTs and begins with none. The cache drops them when idle
         # They have two generations, as blocks have; `rows` is the young one
         self.rows: dict[bytes, bytes] = {}
@@ -65,8 +67,11 @@ class Version:
         row = self.rows.get(key)
         return self.find(key) if row is None else row
 
-    def find(self, key: bytes, hashed: int = -1) -> bytes | object | None:
-        """`get` without a look at the young rows; ``hashed`` is the key's hash where it is known. Hot."""
+    def _known_filters(self) -> list[Container[bytes] | None]:
+        return [None if table is None or table.bloom is EVERYTHING else table.bloom for _, _, table, _ in self.probes]
+
+    def find(self, key: bytes, passed: Container[bytes] | None = None) -> bytes | object | None:
+        """`get` without a look at the young rows; ``passed`` is the filter that has not ruled the key out already. Hot."""
         for smallest, largest, table, run in self.probes:
             if not smallest <= key <= largest:
                 continue
@@ -75,15 +80,17 @@ class Version:
                 if key < run.smallest[at]:
                     continue
                 table = run.tables[at]
-            if hashed < 0:
-                hashed = hash_key(key)
-            if hashed not in table.bloom:
+            bloom = table.bloom
+            if bloom is not passed and key not in bloom:
                 continue
             row = self._old_rows.get(key)
             if row is not None:
                 self._add_row(key, row)
                 return row
-            index = table._index or table.index
+            index = table._index
+            if index is None:
+                index = table.index
+                self.filters = self._known_filters()
             number = bisect_right(index.first_keys, key) - 1
             if number < 0:
                 continue
@@ -99,7 +106,13 @@ class Version:
             except (msgspec.MsgspecError, IndexError) as error:
                 raise CorruptionError(f"block cannot be decoded: {error}", table.path, index.offsets[number]) from error
             if value is not None:
-                self._keep_row(key, value)
+                if self._rows_full or key >= RESERVED_PREFIX:
+                    self._keep_row(key, value)
+                else:  # `_add_row`, without two calls
+                    self.rows[key] = value
+                    self._row_room = room = self._row_room - len(key) - len(value) - ENTRY_OVERHEAD_BYTES
+                    if room < 0:
+                        self._turn_rows()
             return value
         return MISSING
 
@@ -119,14 +132,17 @@ class Version:
         self._add_row(key, value)
 
     def _add_row(self, key: bytes, value: bytes) -> None:
+        self.rows[key] = value
         self._row_room -= len(key) + len(value) + ENTRY_OVERHEAD_BYTES
         if self._row_room < 0:
-            self._rows_full = True
-            self._old_rows = self.rows
-            self.rows = {}
-            self.cache.rows = (self.rows, self._old_rows)
-            self._row_room = self.cache.capacity_bytes // _ROWS_PART
-        self.rows[key] = value
+            self._turn_rows()
+
+    def _turn_rows(self) -> None:
+        self._rows_full = True
+        self._old_rows = self.rows
+        self.rows = {}
+        self.cache.rows = (self.rows, self._old_rows)
+        self._row_room = self.cache.capacity_bytes // _ROWS_PART
 
     def read_block(self, table: Table, number: int) -> Columns:
         """Return the entries of a block, by way of the cache; the lists are the caller's own."""

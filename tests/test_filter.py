@@ -15,14 +15,15 @@ def test_a_key_that_is_there_is_never_denied(keys: set[bytes], bits: float) -> N
     bloom = build_filter(map(hash_key, keys), len(keys), bits)
     again = load_filter(bloom.save_bytes())
     assert all(hash_key(key) in bloom for key in keys)
-    assert all(hash_key(key) in again for key in keys)
+    assert all(key in again for key in keys)
+    assert again.save_bytes() == bloom.save_bytes()
 
 
 @pytest.mark.parametrize(("bits", "rate"), [(5, 0.09), (10, 0.0085), (16, 0.0005)])
 def test_false_positives_are_as_rare_as_the_bits_promise(bits: float, rate: float) -> None:
     count = 20_000
-    bloom = build_filter((hash_key(b"in%d" % number) for number in range(count)), count, bits)
-    false = sum(hash_key(b"out%d" % number) in bloom for number in range(count))
+    bloom = load_filter(build_filter((hash_key(b"in%d" % number) for number in range(count)), count, bits).save_bytes())
+    false = sum(b"out%d" % number in bloom for number in range(count))
     assert false / count < 1.6 * rate
     assert len(bloom.save_bytes()) * 8 < count * bits * 1.05 + 200
 
@@ -40,7 +41,7 @@ def test_the_same_keys_give_the_same_bytes() -> None:
 def test_too_few_bits_still_make_a_filter_that_can_be_loaded(bits: float) -> None:
     data = build_filter([hash_key(b"k")], 1, bits).save_bytes()
     assert data[0] == 1
-    assert hash_key(b"k") in load_filter(data)
+    assert b"k" in load_filter(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 8, b"\1"])

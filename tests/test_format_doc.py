@@ -250,7 +250,8 @@ class TestGoldenFiles:
         assert manifest["last_sequence"] + 1 == manifest["logs"][-1]["first_sequence"]
 
     def test_pulse_names_the_end_of_the_active_log(self) -> None:
-        position, generation = struct.unpack_from("<QQ", (GOLDEN / "PULSE").read_bytes())
+        position, generation, total = struct.unpack_from("<QQQ", (GOLDEN / "PULSE").read_bytes())
+        assert total == (position + generation) % 2**64
         assert [position >> 32, position & 0xFFFFFFFF] == EXPECTED["committed"]
         assert generation == EXPECTED["generation"]
         assert (GOLDEN / "PULSE").stat().st_size == 4096

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyva.errors import StoreError
-from keyva.pulse import PAGE_BYTES, Pulse, position_of, split_position
+from keyva.pulse import PAGE_BYTES, Pulse, position_of, split_position, sum_of
 
 words32 = st.integers(0, 2**32 - 1)
 
@@ -27,24 +27,32 @@ def test_positions_grow_with_every_commit(one: tuple[int, int], other: tuple[int
     assert (position_of(*one) < position_of(*other)) == (one < other)
 
 
+@given(st.tuples(words32, words32, words32), st.tuples(words32, words32, words32))
+def test_the_sum_is_another_one_after_every_change(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+    earlier, later = ((position_of(log, offset), generation) for log, offset, generation in sorted([one, other]))
+    if later[1] >= earlier[1]:  # neither falls
+        assert (sum_of(*earlier) == sum_of(*later)) == (earlier == later)
+        assert sum_of(*later) < 2**64
+
+
 def test_what_is_published_is_seen_by_others_at_once(tmp_path: Path) -> None:
     writer = Pulse(str(tmp_path), write=True)
     reader = Pulse(str(tmp_path))
-    assert list(reader.words[:2]) == [0, 0]
+    assert list(reader.words[:3]) == [0, 0, 0]
     writer.publish(position_of(7, 195), 9)
-    assert list(reader.words[:2]) == [position_of(7, 195), 9]
-    code = f"from keyva.pulse import Pulse; print(list(Pulse({str(tmp_path)!r}).words[:2]))"
+    assert list(reader.words[:3]) == [position_of(7, 195), 9, position_of(7, 204)]
+    code = f"from keyva.pulse import Pulse; print(list(Pulse({str(tmp_path)!r}).words[:3]))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert other.stdout == f"{[position_of(7, 195), 9]}\n"
+    assert other.stdout == f"{[position_of(7, 195), 9, position_of(7, 204)]}\n"
     writer.close()
     reader.close()
 
 
-def test_the_generation_is_stored_before_the_position(tmp_path: Path) -> None:
+def test_the_sum_is_stored_first_and_the_generation_before_the_position(tmp_path: Path) -> None:
     class Recorded:
         def __init__(self) -> None:
             self.stores: list[int] = []
-            self.values = [0, 0]
+            self.values = [0, 0, 0]
 
         def __getitem__(self, at: int) -> int:
             return self.values[at]
@@ -58,7 +66,7 @@ def test_the_generation_is_stored_before_the_position(tmp_path: Path) -> None:
     pulse.words = recorded  # type: ignore[assignment]
     pulse.publish(5, 1)
     pulse.publish(6, 1)
-    assert recorded.stores == [1, 0, 0]
+    assert recorded.stores == [2, 1, 0, 2, 0]
     pulse.words = words
     pulse.close()
 

@@ -97,6 +97,37 @@ def test_a_view_follows_a_store_that_crashed_and_came_back(store: Store, view: V
     again.close()
 
 
+def test_a_view_sees_a_write_from_the_store_of_its_position_on(store: Store, view: View) -> None:
+    """Whatever moment of the publication a reader hits, or the writer dies at: what one reader has seen no other misses afterwards."""
+    write(store, {b"a": b"1"})
+    assert view.get(b"a") == b"1"
+    words = store._pulse.words
+    seen: list[tuple[int, list[object]]] = []
+
+    class Watched:
+        def __getitem__(self, at: int) -> int:
+            return words[at]
+
+        def __setitem__(self, at: int, value: int) -> None:
+            words[at] = value
+            fresh = View(store.directory, SMALL)
+            seen.append((at, [view.get(b"b"), view.get(b"b"), fresh.get(b"b")]))
+            fresh.close()
+
+    store._pulse.words = Watched()  # type: ignore[assignment]
+    write(store, {b"b": b"2"})
+    store._pulse.words = words
+    assert seen == [(2, [None] * 3), (0, [b"2"] * 3)]
+    assert view._applied == words[2]
+
+
+def test_a_view_that_is_up_to_date_looks_at_one_word(store: Store, view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, {b"a": b"1"})
+    assert view.get(b"a") == b"1"
+    monkeypatch.setattr(view, "_catch_up", lambda: pytest.fail("there is nothing new"))
+    assert view.get(b"a") == b"1" and view.get(b"b") is None and view.get_many([b"a"]) == [b"1"]
+
+
 def test_nothing_acknowledged_is_missed_while_a_writer_starts(store: Store) -> None:
     """A recovery names a new log in the manifest before PULSE names it: a view made in between must not take it for empty."""
     write(store, {b"a": b"1"})
