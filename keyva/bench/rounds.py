@@ -24,6 +24,9 @@ __all__ = ["Figures", "Round", "restart_s"]
 Figures = dict[tuple[str, str], float]
 """By figure and system."""
 
+WARM_PART = 20
+"""Before a read figure so many times fewer calls are made, unmeasured."""
+
 SMALL = {"put": ("fillsync", 1), "put by 16": ("fillsync", 16), "pipeline": ("fillpipeline", 1)}
 """Workload and client processes of the figures that are measured on stores of their own."""
 
@@ -38,14 +41,18 @@ READ = {
 }
 """Workload and processes of the figures that read filled stores; the last one also writes."""
 
-FILLED = {"fillbatch", "until quiet", "memory", "read 10x", "restart", *READ}
+CACHED = {
+    "readhot": ("readzipfian", 4.0, 1),
+    "read 10x": ("readrandom", 0.1, WARM_PART),
+}
+"""Workload, cache of each system by the bytes of all keys and values, and how many times fewer unmeasured calls are made before, of the
+figures for which stores are opened again. Four times the data holds it in any system, with what it takes beside the bytes."""
+
+FILLED = {"fillbatch", "until quiet", "memory", "restart", *READ, *CACHED}
 
 READS_MAX = 1_000_000
 REMOTE_READS_MAX = 50_000
 """Of single reads over a socket, each of which is a message."""
-
-WARM_PART = 20
-"""Before a read figure so many times fewer calls are made, unmeasured."""
 
 FILL_BYTES_BESIDE = 150
 """What keyva counts per entry of a memtable beside its bytes."""
@@ -112,7 +119,8 @@ class Round:
             for name in names:
                 self._fill(stores, name, paths[name])
             self._read(stores)
-            self._read_with_small_cache(stores, paths)
+            for figure, (workload, part, warm_part) in CACHED.items():
+                self._read_with_cache(stores, paths, figure, workload, part, warm_part)
             self._restart(stores, paths)
 
     def _fill(self, stores: dict[str, System], name: str, path: str) -> None:
@@ -137,22 +145,24 @@ class Round:
                 if WORKLOADS[workload].writes_beside:
                     stores[name].quiet()
 
-    def _reads(self, store: System, workload: str, processes: int, cache_bytes: int = 0) -> Result:
+    def _reads(self, store: System, workload: str, processes: int, cache_bytes: int = 0, warm_part: int = WARM_PART) -> Result:
         remote = type(store).remote and workload != "readmany"
         plan = self._plan._replace(reads=min(self._plan.num, REMOTE_READS_MAX if remote else READS_MAX))
         cache = cache_bytes or self._cache_bytes
         if processes == 1:
-            run_workload(store, WORKLOADS[workload], plan._replace(reads=max(1, plan.reads // WARM_PART), seed=plan.seed + 1))
+            run_workload(store, WORKLOADS[workload], plan._replace(reads=max(1, plan.reads // warm_part), seed=plan.seed + 1))
         gc.collect()
         return run_workload(store, WORKLOADS[workload], plan, processes=processes, cache_bytes=cache)
 
-    def _read_with_small_cache(self, stores: dict[str, System], paths: Mapping[str, str]) -> None:
-        cache = max(1 << 20, self._plan.num * (16 + self._plan.value_bytes) // 10)
-        for name in self._turns("read 10x"):
-            self._say(f"read, data 10x the cache: {name}")
+    def _read_with_cache(
+        self, stores: dict[str, System], paths: Mapping[str, str], figure: str, workload: str, part: float, warm_part: int
+    ) -> None:
+        cache = max(1 << 20, int(self._plan.num * (16 + self._plan.value_bytes) * part))
+        for name in self._turns(figure):
+            self._say(f"{figure}: {name}")
             stores.pop(name).close()
             stores[name] = SYSTEMS[name](paths[name], cache)
-            self._figures["read 10x", name] = self._reads(stores[name], "readrandom", 1, cache).per_second
+            self._figures[figure, name] = self._reads(stores[name], workload, 1, cache, warm_part).per_second
 
     def _restart(self, stores: dict[str, System], paths: Mapping[str, str]) -> None:
         for name in self._turns("restart"):
