@@ -36,7 +36,7 @@ class BlockCache:
         self.capacity_bytes = capacity_bytes
         self.idle_s = idle_s
         self.young: dict[int, bytes] = {}
-        self.rows: tuple[dict[bytes, bytes], ...] = ()
+        self.rows: tuple[dict[bytes, bytes | None], ...] = ()
         """The rows a version keeps beside the blocks (`keyva.version`), to be dropped with them."""
         self._old: dict[int, bytes] = {}
         self._victims: Iterator[int] = iter(())

@@ -115,8 +115,8 @@ OPTION_DOCS: dict[str, str] = {
     "max_write_buffer_number": "Memtables, the active one included, that may exist before writes wait for the flusher.",
     "block_size": "Bytes of entries in a block before compression. Smaller blocks make a point read cheaper, larger ones "
     "compress better and need a smaller index.",
-    "block_cache_size": "Bytes each reading process may keep of blocks, decompressed; single entries found take up to half "
-    "as much more. 0 turns the cache off.",
+    "block_cache_size": "Bytes each reading process may keep of blocks, decompressed; single entries found take up to half as much more, "
+    "or as much again where that holds all entries of the store. 0 turns the cache off.",
     "block_cache_idle_s": "Seconds after which a block that nobody read is dropped from the cache.",
     "compression": "Codec of new blocks: 'lz4', 'zstd' (level 1: smaller, slower) or 'none'.",
     "bloom_filter_bits": "Bits per key of an SST's bloom filter; 10 gives about 1 % false positives, 0 turns filters off.",

@@ -9,7 +9,7 @@ Invariant: `runs` goes from newest to oldest, so the first entry found for a key
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 import msgspec
 
@@ -22,11 +22,12 @@ from keyva.memtable import ENTRY_OVERHEAD_BYTES, MISSING
 from keyva.options import RESERVED_PREFIX
 from keyva.sst import EVERYTHING, DamagedTable, Table
 
-__all__ = ["OpenRun", "Version", "open_version"]
+__all__ = ["OpenRun", "Version", "open_version", "rows_bytes"]
 
 
 _ROWS_PART = 4
-"""The part of the block cache's capacity that each of the two generations of single rows may take on top of it."""
+"""The part of the block cache's capacity that each of the two generations of single rows may take on top of it; all of it when that is
+enough for every row there is."""
 
 
 class OpenRun:
@@ -43,7 +44,20 @@ class OpenRun:
 class Version:
     """Point lookups over the SSTs of one manifest."""
 
-    __slots__ = ("_old_rows", "_row_room", "_rows_full", "_rows_seen", "cache", "filters", "manifest", "probes", "rows", "runs", "tables")
+    __slots__ = (
+        "_all_fits",
+        "_old_rows",
+        "_row_room",
+        "_rows_full",
+        "_rows_seen",
+        "cache",
+        "filters",
+        "manifest",
+        "probes",
+        "rows",
+        "runs",
+        "tables",
+    )
 
     def __init__(self, manifest: Manifest, tables: dict[int, Table], cache: BlockCache) -> None:
         self.manifest = manifest
@@ -55,12 +69,15 @@ class Version:
         """The filter of each run that is one SST, for `keyva.view`; None where `find` has to look."""
         # Found keys of this version alone: the next version has other SSTs and begins with none. The cache drops them when idle
         # They have two generations, as blocks have; `rows` is the young one
-        self.rows: dict[bytes, bytes] = {}
-        self._old_rows: dict[bytes, bytes] = {}
+        self.rows: dict[bytes, bytes | None] = {}
+        self._old_rows: dict[bytes, bytes | None] = {}
         self._row_room = cache.capacity_bytes // _ROWS_PART
         self._rows_full = False
         self._rows_seen: set[bytes] = set()
         cache.rows = (self.rows, self._old_rows)
+        self._all_fits = _fits(tables.values(), cache.capacity_bytes)
+        """Whether all rows there are take less than the cache may: then they are kept without counting, and from the second look into a
+        block on all of its rows."""
 
     def get(self, key: bytes) -> bytes | object | None:
         """Return the newest value in the SSTs, None for a tombstone, `MISSING` when no SST has the key. Hot."""
@@ -94,9 +111,8 @@ class Version:
             number = bisect_right(index.first_keys, key) - 1
             if number < 0:
                 continue
-            raw = self.cache.young.get(table.cache_base + number)
-            if raw is None:
-                raw = self._load(table, number)
+            cached = self.cache.young.get(table.cache_base + number)
+            raw = cached if cached is not None else self._load(table, number)
             try:
                 keys, values = decode_columns(raw)
                 at = bisect_left(keys, key)
@@ -106,7 +122,12 @@ class Version:
             except (msgspec.MsgspecError, IndexError) as error:
                 raise CorruptionError(f"block cannot be decoded: {error}", table.path, index.offsets[number]) from error
             if value is not None:
-                if self._rows_full or key >= RESERVED_PREFIX:
+                if self._all_fits:
+                    if key < RESERVED_PREFIX:
+                        self.rows[key] = value
+                    if cached is not None:
+                        self._keep_rows(keys, values, run)
+                elif self._rows_full or key >= RESERVED_PREFIX:
                     self._keep_row(key, value)
                 else:  # `_add_row`, without two calls
                     self.rows[key] = value
@@ -130,6 +151,21 @@ class Version:
                 return
             seen.discard(key)
         self._add_row(key, value)
+
+    def _keep_rows(self, keys: list[bytes], values: list[bytes | None], run: OpenRun) -> None:
+        """Remember all rows of a block of ``run`` if they are those that count: no newer run can have one of the keys, none is beyond the
+        bounds of its SST in the manifest, and none is reserved. A tombstone is kept as None, which `get` takes for unknown. Costs as much
+        as finding five keys in the block."""
+        first, last = keys[0], keys[-1]
+        at = bisect_left(run.largest, last)
+        if last >= RESERVED_PREFIX or at == len(run.largest) or first < run.smallest[at]:
+            return
+        for newer in self.runs:
+            if newer is run:
+                self.rows.update(zip(keys, values, strict=False))
+                return
+            if newer.smallest[0] <= last and first <= newer.largest[-1]:
+                return
 
     def _add_row(self, key: bytes, value: bytes) -> None:
         self.rows[key] = value
@@ -167,6 +203,23 @@ class Version:
             raw = table.unpack_block(number)
             cache.put(block_id, raw)
         return raw
+
+
+def rows_bytes(table: Table) -> int:
+    """Return the estimated memory of all entries of an SST as keys and values in a dict."""
+    return table.footer.raw_bytes + table.footer.entries * ENTRY_OVERHEAD_BYTES
+
+
+def _fits(tables: Iterable[Table], capacity_bytes: int) -> bool:
+    """Say whether the entries of ``tables``, as rows, take at most ``capacity_bytes``."""
+    room = capacity_bytes
+    for table in tables:
+        if isinstance(table, DamagedTable):  # nobody knows
+            return False
+        room -= rows_bytes(table)
+        if room < 0:
+            return False
+    return True
 
 
 def open_version(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from keyva.filename import index_path, sst_path
 from keyva.manifest import LogMeta, Manifest, Run
 from keyva.memtable import MISSING
 from keyva.sst import DamagedTable
-from keyva.version import Version, open_version
+from keyva.version import Version, open_version, rows_bytes
 
 
 def manifest_of(*levels: tuple[Run, ...]) -> Manifest:
@@ -170,3 +171,63 @@ def test_reserved_keys_and_tombstones_are_never_among_the_rows(store_dir: str) -
     version = opened(store_dir, (run,))
     assert (version.get(b"a"), version.get(b"b"), version.get(b"\xff\xff\x01b")) == (None, b"1", b"x/y")
     assert version.rows == {b"b": b"1"}
+
+
+class TestAllRowsFit:
+    """When all rows fit into the cache, a block that is looked into again gives all of its rows."""
+
+    def test_a_second_look_into_a_block_keeps_all_of_it(self, store_dir: str) -> None:
+        blocks = [entries(0, 10, b"1"), entries(10, 20, b"2"), entries(20, 30, b"3")]
+        version = opened(store_dir, (Run(id=1, files=(write_sst(store_dir, 10, blocks),)),))
+        assert version.get(b"0012") == b"2"
+        assert version.rows == {b"0012": b"2"}
+        assert version.get(b"0013") == b"2"
+        assert version.rows == blocks[1]
+        assert version.get(b"0022") == b"3"
+        assert version.rows == blocks[1] | {b"0022": b"3"}
+
+    def test_what_does_not_fit_is_kept_row_by_row(self, store_dir: str) -> None:
+        run = make_run(store_dir, 1, entries(0, 20, b"1"))
+        room = rows_bytes(opened(store_dir, (run,)).tables[10])
+        for capacity, kept in ((room, 20), (room - 1, 2)):
+            version = opened(store_dir, (run,), capacity_bytes=capacity)
+            assert version.get(b"0000") == version.get(b"0001") == b"1"
+            assert len(version.rows) == kept
+
+    def test_blocks_that_newer_runs_or_bounds_cut_into_give_single_rows(self, store_dir: str) -> None:
+        file = write_sst(store_dir, 10, [entries(0, 10, b"old"), entries(10, 20, b"old"), entries(20, 30, b"old")])
+        trimmed = Run(id=1, files=(msgspec.structs.replace(file, smallest=b"0005"),))
+        newer = make_run(store_dir, 2, {b"0015": b"new", b"0017": None})
+        version = opened(store_dir, (newer,), (trimmed,))
+        for key in (b"0007", b"0008", b"0012", b"0013", b"0022", b"0023"):
+            assert version.get(key) == version.get(key) == b"old"
+        assert set(version.rows) == {b"0007", b"0008", b"0012", b"0013"} | set(entries(20, 30, b""))
+        assert version.get(b"0004") is MISSING
+        assert (version.get(b"0015"), version.get(b"0017")) == (b"new", None)
+
+    @pytest.mark.parametrize("seed", range(60))
+    def test_any_order_of_reads_gives_what_the_newest_runs_say(self, store_dir: str, seed: int) -> None:
+        chance = Random(seed)
+        universe = sorted([b"%03d" % number for number in range(60)] + [b"\xff\xff\x01%d" % number for number in range(4)])
+        truth: dict[bytes, bytes | None] = {}
+        runs = []
+        for run in range(1, chance.randint(2, 5)):  # from the oldest to the newest
+            low = chance.randrange(len(universe))
+            keys = sorted(chance.sample(universe[low:], chance.randint(1, len(universe) - low)))
+            batch = {key: chance.choice([None, b"%d of run %d" % (chance.randrange(9), run)]) for key in keys}
+            cuts = sorted(chance.sample(range(1, len(keys)), min(len(keys) - 1, chance.randint(0, 4))))
+            parts = [keys[one:other] for one, other in zip([0, *cuts], [*cuts, len(keys)], strict=True)]
+            if chance.random() < 0.5:
+                files = [write_sst(store_dir, 10 * run, [{key: batch[key] for key in part} for part in parts])]
+            else:
+                files = [write_sst(store_dir, 10 * run + at, [{key: batch[key] for key in part}]) for at, part in enumerate(parts)]
+            smallest = chance.choice(keys) if chance.random() < 0.3 else keys[0]  # what is below has moved down
+            files = [msgspec.structs.replace(file, smallest=max(file.smallest, smallest)) for file in files if file.largest >= smallest]
+            truth.update({key: value for key, value in batch.items() if key >= smallest})
+            runs.append(Run(id=run, files=tuple(files)))
+        version = opened(store_dir, tuple(reversed(runs)))
+        for _ in range(400):
+            key = chance.choice(universe)
+            assert version.get(key) == truth.get(key, MISSING), (seed, key)
+        assert version.rows.items() <= truth.items()
+        assert not any(key >= b"\xff\xff" for key in version.rows)
