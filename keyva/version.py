@@ -153,19 +153,25 @@ class Version:
         self._add_row(key, value)
 
     def _keep_rows(self, keys: list[bytes], values: list[bytes | None], run: OpenRun) -> None:
-        """Remember all rows of a block of ``run`` if they are those that count: no newer run can have one of the keys, none is beyond the
-        bounds of its SST in the manifest, and none is reserved. A tombstone is kept as None, which `get` takes for unknown. Costs as much
-        as finding five keys in the block."""
+        """Remember the rows of a block of ``run`` that count: those whose keys no newer run has, by its filters. None of them, when some
+        are beyond the bounds of their SST in the manifest or reserved. A tombstone is kept as None, which `get` takes for unknown.
+        Costs as much as finding five keys in the block, and one more for each newer run."""
         first, last = keys[0], keys[-1]
         at = bisect_left(run.largest, last)
         if last >= RESERVED_PREFIX or at == len(run.largest) or first < run.smallest[at]:
             return
+        rows = dict(zip(keys, values, strict=False))
         for newer in self.runs:
             if newer is run:
-                self.rows.update(zip(keys, values, strict=False))
-                return
-            if newer.smallest[0] <= last and first <= newer.largest[-1]:
-                return
+                break
+            for at in range(bisect_left(newer.largest, first), len(newer.largest)):
+                if newer.smallest[at] > last:
+                    break
+                bloom = newer.tables[at].bloom
+                if bloom is EVERYTHING:
+                    return
+                rows = {key: value for key, value in rows.items() if key not in bloom}
+        self.rows |= rows
 
     def _add_row(self, key: bytes, value: bytes) -> None:
         self.rows[key] = value

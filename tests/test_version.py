@@ -194,14 +194,18 @@ class TestAllRowsFit:
             assert version.get(b"0000") == version.get(b"0001") == b"1"
             assert len(version.rows) == kept
 
-    def test_blocks_that_newer_runs_or_bounds_cut_into_give_single_rows(self, store_dir: str) -> None:
+    def test_rows_that_newer_runs_may_have_are_left_out(self, store_dir: str) -> None:
         file = write_sst(store_dir, 10, [entries(0, 10, b"old"), entries(10, 20, b"old"), entries(20, 30, b"old")])
         trimmed = Run(id=1, files=(msgspec.structs.replace(file, smallest=b"0005"),))
-        newer = make_run(store_dir, 2, {b"0015": b"new", b"0017": None})
+        newer = make_run(store_dir, 2, {b"0015": b"new", b"0017": None}, {b"0024": b"new"}, {b"0040": b"new"})
         version = opened(store_dir, (newer,), (trimmed,))
+        assert version.get(b"0015") == version.get(b"0024") == b"new"  # their filters are loaded
         for key in (b"0007", b"0008", b"0012", b"0013", b"0022", b"0023"):
             assert version.get(key) == version.get(key) == b"old"
-        assert set(version.rows) == {b"0007", b"0008", b"0012", b"0013"} | set(entries(20, 30, b""))
+        kept = set(version.rows)
+        assert kept & set(entries(0, 10, b"")) == {b"0007", b"0008"}, "a block that the bounds cut into gives single rows"
+        assert {b"0012", b"0013", b"0022", b"0023"} <= kept and len(kept) > 18, "but for false positives"
+        assert [version.rows.get(key) for key in (b"0015", b"0017", b"0024")] == [b"new", None, b"new"]
         assert version.get(b"0004") is MISSING
         assert (version.get(b"0015"), version.get(b"0017")) == (b"new", None)
 
