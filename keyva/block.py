@@ -105,7 +105,7 @@ def unpack_block(data: bytes, salt: int, offset: int, path: str) -> bytes:
         # for blocks of some KiB a copy costs less than a memoryview
         if len(stored) == stored_bytes and crc32c(data[4:], crc32c(_PLACE.pack(offset), salt)) == crc:
             if codec == 1:
-                raw = _lz4_decompress(stored, uncompressed_size=raw_bytes)
+                raw = _lz4_decompress(stored, raw_bytes)
                 return raw
             if codec == 0:
                 return stored
@@ -149,7 +149,7 @@ def decode_blocks(data: bytes, salt: int, offset: int, path: str) -> tuple[Colum
             if crc32c(data[position + 4 : stop], crc32c(_PLACE.pack(offset + position), salt)) != crc:
                 raise CorruptionError("block checksum does not match", path, offset + position)
             if codec == 1:
-                keys, values = decode_columns(_lz4_decompress(data[start:stop], uncompressed_size=raw_bytes))
+                keys, values = decode_columns(_lz4_decompress(data[start:stop], raw_bytes))
             elif codec == 0:
                 keys, values = decode_columns(data[start:stop])
             else:

@@ -31,14 +31,16 @@ enough for every row there is."""
 
 
 class OpenRun:
-    """A run with its tables open; ``smallest`` and ``largest`` are the manifest's bounds, file by file."""
+    """A run with its tables open; ``smallest`` and ``largest`` are the manifest's bounds, file by file; ``tombstones`` says whether it has
+    any."""
 
-    __slots__ = ("largest", "smallest", "tables")
+    __slots__ = ("largest", "smallest", "tables", "tombstones")
 
     def __init__(self, run: Run, tables: dict[int, Table]) -> None:
         self.smallest = [file.smallest for file in run.files]
         self.largest = [file.largest for file in run.files]
         self.tables = [tables[file.number] for file in run.files]
+        self.tombstones = any(file.tombstones for file in run.files)
 
 
 class Version:

@@ -22,7 +22,7 @@ from keyva.files import FILES, Files
 from keyva.iterator import Entries, Iterator, range_bounds
 from keyva.manifest import LogMeta, Manifest, load_manifest
 from keyva.memtable import MISSING, FrozenMemtable, Memtable
-from keyva.merge import MemtableSource, RunSource, Source, live_entries, merge
+from keyva.merge import MemtableSource, RunSource, Source, live_entries
 from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX, Options
 from keyva.pulse import Pulse, split_position, sum_of
 from keyva.reserved import Typed, type_key
@@ -163,7 +163,7 @@ class Snapshot(Reads):
 
     def entries(self, start: bytes, stop: bytes, reverse: bool) -> Entries:
         """Yield the live entries of [start, stop) as lists of keys and values; what iterators and cursors stand on."""
-        return live_entries(merge(self.sources(start, stop, reverse), reverse))
+        return live_entries(self.sources(start, stop, reverse), reverse)
 
     def sources(self, start: bytes, stop: bytes, reverse: bool) -> list[Source]:
         """Return what has to be merged for a range, oldest first."""

@@ -49,7 +49,7 @@ def test_a_merge_gives_the_newest_value_of_every_key_in_order(sources: list[tupl
 
 @given(batches)
 def test_live_entries_leaves_tombstones_out(batch: Batch) -> None:
-    live = list(live_entries(merge([ListSource(batch, [], False)])))
+    live = list(live_entries([ListSource(batch, [], False)]))
     assert [entry for keys, values in live for entry in zip(keys, values, strict=True)] == sorted(
         (key, value) for key, value in batch.items() if value is not None
     )

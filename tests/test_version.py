@@ -64,6 +64,11 @@ def test_entries_below_a_raised_smallest_are_no_part_of_the_store(store_dir: str
     assert version.get(b"0050") == b"cut"
 
 
+def test_a_run_knows_whether_it_has_tombstones(store_dir: str) -> None:
+    without, both = make_run(store_dir, 1, entries(0, 10, b"1")), make_run(store_dir, 2, entries(0, 10, b"1"), {b"0020": None})
+    assert [run.tombstones for run in opened(store_dir, (both,), (without,)).runs] == [True, False]
+
+
 def test_the_next_version_opens_only_what_is_new(store_dir: str) -> None:
     first, second = make_run(store_dir, 1, entries(0, 10, b"1")), make_run(store_dir, 2, entries(10, 20, b"2"))
     cache = BlockCache(0, 3600)
