@@ -36,15 +36,16 @@ class BlockCache:
         self.capacity_bytes = capacity_bytes
         self.idle_s = idle_s
         self.young: dict[int, bytes] = {}
+        self.old: dict[int, bytes] = {}
         self.rows: tuple[dict[bytes, bytes | None], ...] = ()
         """The rows a version keeps beside the blocks (`keyva.version`), to be dropped with them."""
-        self._old: dict[int, bytes] = {}
         self._victims: Iterator[int] = iter(())
         """The keys of the old generation, the next to go first; some may have been moved over."""
         self._full = False
         self._turned = False
         """Whether blocks have grown old by number, not by time, since the timer looked last."""
         self._seen: set[int] = set()
+        self._seen_max = 0
         self._young_bytes = 0
         self._old_bytes = 0
         self.hits_old = 0
@@ -53,31 +54,31 @@ class BlockCache:
         self._lock = threading.Lock()
 
     def get_old(self, block_id: int) -> bytes | None:
-        """Look in the old generation (the caller has looked in `young`) and move a hit over."""
+        """Take a block that is in `old` (and not in `young`), and move it over; None when it has just been pushed out."""
         with self._lock:
-            block = self._old.pop(block_id, None)
-            if block is None:
-                self.misses += 1
-                return None
+            block = self.old.pop(block_id, None)
+            if block is None:  # another thread was quicker
+                return self.young.get(block_id)
             self._old_bytes -= len(block) + _BLOCK_BYTES
             self._insert(block_id, block)
             self.hits_old += 1
             return block
 
     def put(self, block_id: int, block: bytes) -> None:
-        """Add a block just read."""
+        """Add a block just read, a miss."""
+        self.misses += 1
         if not self.capacity_bytes:
             return
         if self._full:
             seen = self._seen
             if block_id not in seen:
-                if len(seen) > len(self.young) + len(self._old):
-                    seen.clear()
                 seen.add(block_id)
+                if len(seen) > self._seen_max:
+                    seen.clear()
                 return
             seen.discard(block_id)
         with self._lock:
-            if block_id not in self.young and block_id not in self._old:  # else another thread has met the same miss
+            if block_id not in self.young and block_id not in self.old:  # else another thread has met the same miss
                 self._insert(block_id, block)
 
     def _insert(self, block_id: int, block: bytes) -> None:
@@ -92,19 +93,20 @@ class BlockCache:
         while self._young_bytes + self._old_bytes > self.capacity_bytes:
             self._full = True
             self._push_one_out()
+            self._seen_max = len(self.young) + len(self.old)
         if self._timer is None:
             self._start_timer()
 
     def _turn_over(self) -> None:
-        self._old |= self.young
+        self.old |= self.young
         self._old_bytes += self._young_bytes
-        self._victims = iter(list(self._old))
+        self._victims = iter(list(self.old))
         self.young = {}
         self._young_bytes = 0
 
     def _push_one_out(self) -> None:
         for victim in self._victims:
-            block = self._old.pop(victim, None)
+            block = self.old.pop(victim, None)
             if block is not None:
                 self._old_bytes -= len(block) + _BLOCK_BYTES
                 return
@@ -124,12 +126,12 @@ class BlockCache:
             if not self._turned:  # else what is old may have been read since the last call
                 self._full = False
                 self._seen.clear()
-                self._old = {}
+                self.old = {}
                 self._old_bytes = 0
             self._turn_over()
             self._turned = False
             self._clear_rows()
-            if self._old:
+            if self.old:
                 self._start_timer()
 
     def _clear_rows(self) -> None:
@@ -139,7 +141,7 @@ class BlockCache:
     def clear(self) -> None:
         """Drop everything and stop the timer."""
         with self._lock:
-            self.young, self._old = {}, {}
+            self.young, self.old = {}, {}
             self._victims = iter(())
             self._young_bytes = self._old_bytes = 0
             self._full = False

@@ -129,30 +129,17 @@ class Version:
                         self.rows[key] = value
                     if cached is not None:
                         self._keep_rows(keys, values, run)
-                elif self._rows_full or key >= RESERVED_PREFIX:
-                    self._keep_row(key, value)
-                else:  # `_add_row`, without two calls
-                    self.rows[key] = value
-                    self._row_room = room = self._row_room - len(key) - len(value) - ENTRY_OVERHEAD_BYTES
-                    if room < 0:
-                        self._turn_rows()
+                elif not self._rows_full:
+                    self._add_row(key, value)
+                elif key in self._rows_seen:  # as blocks: when it is found a second time
+                    self._rows_seen.discard(key)
+                    self._add_row(key, value)
+                else:
+                    self._rows_seen.add(key)
+                    if len(self._rows_seen) > len(self._old_rows):
+                        self._rows_seen.clear()
             return value
         return MISSING
-
-    def _keep_row(self, key: bytes, value: bytes) -> None:
-        """Remember a key just found, so that its next lookup needs no search in filter, index and block; bounded in bytes. Not a reserved
-        one: `View.get` answers from here without a look at the key."""
-        if key >= RESERVED_PREFIX:
-            return
-        if self._rows_full:  # then as blocks: when it is found a second time
-            seen = self._rows_seen
-            if key not in seen:
-                if len(seen) > len(self._old_rows):
-                    seen.clear()
-                seen.add(key)
-                return
-            seen.discard(key)
-        self._add_row(key, value)
 
     def _keep_rows(self, keys: list[bytes], values: list[bytes | None], run: OpenRun) -> None:
         """Remember the rows of a block of ``run`` that count: those whose keys no newer run has, by its filters. None of them, when some
@@ -176,10 +163,13 @@ class Version:
         self.rows |= rows
 
     def _add_row(self, key: bytes, value: bytes) -> None:
-        self.rows[key] = value
-        self._row_room -= len(key) + len(value) + ENTRY_OVERHEAD_BYTES
-        if self._row_room < 0:
-            self._turn_rows()
+        """Remember a key just found, so that its next lookup needs no search in filter, index and block; bounded in bytes. Not a reserved
+        one: `View.get` answers from here without a look at the key."""
+        if key < RESERVED_PREFIX:
+            self.rows[key] = value
+            self._row_room = room = self._row_room - len(key) - len(value) - ENTRY_OVERHEAD_BYTES
+            if room < 0:
+                self._turn_rows()
 
     def _turn_rows(self) -> None:
         self._rows_full = True
@@ -206,10 +196,12 @@ class Version:
         """Return a block from the cache's old generation or the file, verified and decompressed."""
         cache = self.cache
         block_id = table.cache_base + number
-        raw = cache.get_old(block_id)
-        if raw is None:
-            raw = table.unpack_block(number)
-            cache.put(block_id, raw)
+        if block_id in cache.old:
+            raw = cache.get_old(block_id)
+            if raw is not None:
+                return raw
+        raw = table.unpack_block(number)
+        cache.put(block_id, raw)
         return raw
 
 

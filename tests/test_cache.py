@@ -31,7 +31,7 @@ def test_the_cache_stays_below_its_capacity() -> None:
         cache.put(at, BLOCK)
         cache.put(at, BLOCK)  # missed twice: kept also when the cache is full
         assert cache.size_bytes <= cache.capacity_bytes + CHARGE
-        assert len(cache.young) + len(cache._old) <= 21
+        assert len(cache.young) + len(cache.old) <= 21
     assert cached(cache, 499)
     assert not cached(cache, 400)
     cache.clear()
@@ -52,11 +52,11 @@ def test_what_is_read_once_does_not_push_out_what_is_there() -> None:
     cache = BlockCache(20 * CHARGE, 60)
     for at in range(21):  # one more than it holds
         cache.put(at, BLOCK)
-    kept = set(cache.young) | set(cache._old)
+    kept = set(cache.young) | set(cache.old)
     for at in range(100, 1000):
         cache.put(at, BLOCK)
         assert len(cache._seen) <= len(kept) + 2
-    assert set(cache.young) | set(cache._old) == kept
+    assert set(cache.young) | set(cache.old) == kept
     cache.put(999, BLOCK)
     assert cached(cache, 999), "missed twice in a row"
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_the_whole_capacity_is_used_and_what_was_read_last_is_kept() -> None:
         cache.put(at, BLOCK)
         cache.put(at, BLOCK)
         if at >= 20:
-            assert len(cache.young) + len(cache._old) == 20
+            assert len(cache.young) + len(cache.old) == 20
             assert all(cached(cache, recent) for recent in range(at - 9, at + 1))
     assert cache.size_bytes == 20 * CHARGE
     cache.clear()
