@@ -9,7 +9,7 @@ Invariant: `runs` goes from newest to oldest, so the first entry found for a key
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 import msgspec
 
@@ -124,22 +124,78 @@ class Version:
             except (msgspec.MsgspecError, IndexError) as error:
                 raise CorruptionError(f"block cannot be decoded: {error}", table.path, index.offsets[number]) from error
             if value is not None:
-                if self._all_fits:
-                    if key < RESERVED_PREFIX:
-                        self.rows[key] = value
-                    if cached is not None:
-                        self._keep_rows(keys, values, run)
-                elif not self._rows_full:
-                    self._add_row(key, value)
-                elif key in self._rows_seen:  # as blocks: when it is found a second time
-                    self._rows_seen.discard(key)
-                    self._add_row(key, value)
+                if self._rows_full:  # `_keep_row`, without the call
+                    self._add_if_seen(key, value)
                 else:
-                    self._rows_seen.add(key)
-                    if len(self._rows_seen) > len(self._old_rows):
-                        self._rows_seen.clear()
+                    self._keep_row(key, value)
+                    if self._all_fits and cached is not None:
+                        self._keep_rows(keys, values, run)
             return value
         return MISSING
+
+    def find_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes | None]:
+        """Return the newest values of ``keys``, which ascend, None for a tombstone; those no SST has are left out. Each block is decoded
+        once: 5 us per key when each is in another block that is not cached, 0.3 us when they lie side by side."""
+        found: dict[bytes, bytes | None] = {key: row for key in keys if (row := self.rows.get(key)) is not None}
+        if len(found) == len(keys):
+            return found
+        old = self._old_rows
+        for key in [key for key in keys if key in old and key not in found]:
+            row = old.get(key)  # unless it has just been dropped as idle
+            if row is not None:
+                found[key] = row
+                self._add_row(key, row)
+        for run in self.runs:
+            rest = [key for key in keys if key not in found] if found else keys
+            if not rest:
+                break
+            begin = 0
+            while begin < len(rest) and (at := bisect_left(run.largest, rest[begin])) < len(run.largest):
+                end = bisect_right(rest, run.largest[at], begin)
+                part = rest[bisect_left(rest, run.smallest[at], begin, end) : end]
+                if part:
+                    found |= self._find_in(run, run.tables[at], part)
+                begin = end
+        return found
+
+    def _find_in(self, run: OpenRun, table: Table, keys: Sequence[bytes]) -> dict[bytes, bytes | None]:
+        """Look ``keys``, which ascend, up in one SST of ``run``."""
+        index = table._index
+        if index is None:
+            index = table.index
+            self.filters = self._known_filters()
+        bloom = table.bloom
+        found: dict[bytes, bytes | None] = {}
+        block = -1
+        block_keys: list[bytes] = []
+        values: list[bytes | None] = []
+        for key in [key for key in keys if key in bloom]:
+            number = bisect_right(index.first_keys, key) - 1
+            if number < 0:
+                continue
+            if number != block:
+                looked_into = table.cache_base + number in self.cache.young
+                block_keys, values = self.read_block(table, number)
+                block = number
+                if looked_into and self._all_fits:
+                    self._keep_rows(block_keys, values, run)
+            at = bisect_left(block_keys, key)
+            if at < len(block_keys) and block_keys[at] == key:
+                found[key] = value = values[at]
+                if value is not None:
+                    self._keep_row(key, value)
+        return found
+
+    def _keep_row(self, key: bytes, value: bytes) -> None:
+        """Remember a key just found, so that its next lookup needs no search in filter, index and block. Not a reserved one: `View.get`
+        answers from here without a look at the key."""
+        if self._all_fits:
+            if key < RESERVED_PREFIX:
+                self.rows[key] = value
+        elif self._rows_full:
+            self._add_if_seen(key, value)
+        else:
+            self._add_row(key, value)
 
     def _keep_rows(self, keys: list[bytes], values: list[bytes | None], run: OpenRun) -> None:
         """Remember the rows of a block of ``run`` that count: those whose keys no newer run has, by its filters. None of them, when some
@@ -163,13 +219,23 @@ class Version:
         self.rows |= rows
 
     def _add_row(self, key: bytes, value: bytes) -> None:
-        """Remember a key just found, so that its next lookup needs no search in filter, index and block; bounded in bytes. Not a reserved
-        one: `View.get` answers from here without a look at the key."""
+        """Add to the young rows, and turn them over when they have become too many bytes."""
         if key < RESERVED_PREFIX:
             self.rows[key] = value
             self._row_room = room = self._row_room - len(key) - len(value) - ENTRY_OVERHEAD_BYTES
             if room < 0:
                 self._turn_rows()
+
+    def _add_if_seen(self, key: bytes, value: bytes) -> None:
+        """`_add_row` once the rows are full: as blocks, when a key is found a second time within as many others as there are rows."""
+        seen = self._rows_seen
+        if key in seen:
+            seen.discard(key)
+            self._add_row(key, value)
+        else:
+            seen.add(key)
+            if len(seen) > len(self._old_rows):
+                seen.clear()
 
     def _turn_rows(self) -> None:
         self._rows_full = True

@@ -50,7 +50,7 @@ def lookup(state: State, key: bytes) -> bytes | None:
 
 
 def lookup_many(state: State, keys: Sequence[bytes]) -> list[bytes | None]:
-    """Look several keys up; in key order, so that each block is fetched once."""
+    """Look several keys up; in key order, so that each block is decoded once."""
     dicts, version = state
     found: dict[bytes, Any] = {}
     rest: set[bytes] | list[bytes] = set(keys)
@@ -59,11 +59,7 @@ def lookup_many(state: State, keys: Sequence[bytes]) -> list[bytes | None]:
         if hits:
             found.update(hits)
             rest = [key for key in rest if key not in hits]
-    get = version.get
-    for key in sorted(rest):
-        value = get(key)
-        if value is not MISSING:
-            found[key] = value
+    found |= version.find_many(sorted(rest))
     return list(map(found.get, keys))
 
 

@@ -9,12 +9,13 @@ import pytest
 from storetools import SMALL, STORE_ID, damage, make_run, write_sst
 
 from keyva.batch import Batch
+from keyva.block import Columns
 from keyva.cache import BlockCache
 from keyva.errors import CorruptionError
 from keyva.filename import index_path, sst_path
 from keyva.manifest import LogMeta, Manifest, Run
 from keyva.memtable import MISSING
-from keyva.sst import DamagedTable
+from keyva.sst import DamagedTable, Table
 from keyva.version import Version, open_version, rows_bytes
 
 
@@ -214,8 +215,9 @@ class TestAllRowsFit:
         assert version.get(b"0004") is MISSING
         assert (version.get(b"0015"), version.get(b"0017")) == (b"new", None)
 
-    @pytest.mark.parametrize("seed", range(60))
-    def test_any_order_of_reads_gives_what_the_newest_runs_say(self, store_dir: str, seed: int) -> None:
+    @pytest.mark.parametrize("capacity_bytes", [0, 300, 3000, 1 << 20])
+    @pytest.mark.parametrize("seed", range(40))
+    def test_any_order_of_reads_gives_what_the_newest_runs_say(self, store_dir: str, seed: int, capacity_bytes: int) -> None:
         chance = Random(seed)
         universe = sorted([b"%03d" % number for number in range(60)] + [b"\xff\xff\x01%d" % number for number in range(4)])
         truth: dict[bytes, bytes | None] = {}
@@ -234,9 +236,34 @@ class TestAllRowsFit:
             files = [msgspec.structs.replace(file, smallest=max(file.smallest, smallest)) for file in files if file.largest >= smallest]
             truth.update({key: value for key, value in batch.items() if key >= smallest})
             runs.append(Run(id=run, files=tuple(files)))
-        version = opened(store_dir, tuple(reversed(runs)))
-        for _ in range(400):
+        version = opened(store_dir, tuple(reversed(runs)), capacity_bytes=capacity_bytes)
+        for _ in range(300):
             key = chance.choice(universe)
             assert version.get(key) == truth.get(key, MISSING), (seed, key)
+            if chance.random() < 0.2:
+                some = sorted(chance.sample(universe, chance.randint(0, 20)))
+                assert version.find_many(some) == {key: truth[key] for key in some if key in truth}, (seed, some)
         assert version.rows.items() <= truth.items()
         assert not any(key >= b"\xff\xff" for key in version.rows)
+
+
+def test_keys_side_by_side_are_found_with_one_look_at_each_block(store_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [entries(first, first + 10, b"%d" % first) for first in range(0, 100, 10)]
+    files = [write_sst(store_dir, 10, blocks[:5]), write_sst(store_dir, 11, blocks[5:])]
+    version = opened(store_dir, (Run(id=1, files=tuple(files)),), capacity_bytes=0)
+    looked: list[tuple[int, int]] = []
+    read_block = Version.read_block
+
+    def watched(self: Version, table: Table, number: int) -> Columns:
+        looked.append((table.number, number))
+        return read_block(self, table, number)
+
+    monkeypatch.setattr(Version, "read_block", watched)
+    assert version.find_many(sorted(entries(35, 65, b""))) == {
+        key: value for block in blocks for key, value in block.items() if b"0035" <= key < b"0065"
+    }
+    assert looked == [(10, 3), (10, 4), (11, 0), (11, 1)]
+    looked.clear()
+    assert version.find_many([b"", b"0000", b"0099", b"\xfe"]) == {b"0000": b"0", b"0099": b"90"}
+    assert looked == [(10, 0), (11, 4)]
+    assert version.find_many([]) == {}
