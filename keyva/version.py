@@ -205,7 +205,7 @@ class Version:
         at = bisect_left(run.largest, last)
         if last >= RESERVED_PREFIX or at == len(run.largest) or first < run.smallest[at]:
             return
-        rows = dict(zip(keys, values, strict=False))
+        rows: dict[bytes, bytes | None] | None = None
         for newer in self.runs:
             if newer is run:
                 break
@@ -215,8 +215,10 @@ class Version:
                 bloom = newer.tables[at].bloom
                 if bloom is EVERYTHING:
                     return
+                if rows is None:
+                    rows = dict(zip(keys, values, strict=False))
                 rows = {key: value for key, value in rows.items() if key not in bloom}
-        self.rows |= rows
+        self.rows.update(zip(keys, values, strict=False) if rows is None else rows)
 
     def _add_row(self, key: bytes, value: bytes) -> None:
         """Add to the young rows, and turn them over when they have become too many bytes."""
