@@ -144,9 +144,14 @@ class FrozenMemtable:
         candidates = self.memtable.keys_between(start, stop, limit, reverse)
         if not candidates:
             return [], [], None
+        dicts = self.dicts
+        if len(dicts) == 1:
+            try:
+                return candidates, list(map(dicts[0].__getitem__, candidates)), candidates[-1]
+            except KeyError:  # a key that came after this moment
+                pass
         keys: list[bytes] = []
         values: list[bytes | None] = []
-        dicts = self.dicts
         for key in candidates:
             for data in dicts:
                 value = data.get(key, MISSING)

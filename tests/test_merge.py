@@ -47,6 +47,24 @@ def test_a_merge_gives_the_newest_value_of_every_key_in_order(sources: list[tupl
     assert all(keys for keys, _ in pieces)
 
 
+def test_a_merge_asks_for_more_only_when_more_is_wanted() -> None:
+    asked = []
+
+    class Counting(ListSource):
+        def next_piece(self) -> Pieces:
+            asked.append(self)
+            return super().next_piece()
+
+    older = Counting({bytes([n]): b"old" for n in range(0, 40, 2)}, [4] * 5, False)
+    newer = Counting({bytes([n]): b"new" for n in range(1, 41, 2)}, [4] * 5, False)
+    pieces = merge([older, newer])
+    keys, values = next(pieces)
+    assert (keys, values) == ([bytes([n]) for n in range(7)], [b"old", b"new"] * 3 + [b"old"])
+    assert asked == [older, newer], "one piece each is enough for the first entries"
+    next(pieces)
+    assert asked == [older, newer, older]
+
+
 @given(batches)
 def test_live_entries_leaves_tombstones_out(batch: Batch) -> None:
     live = list(live_entries([ListSource(batch, [], False)]))
