@@ -83,9 +83,10 @@ def flush_batch(
     writer = SstWriter(directory, header, files=files)
     try:
         keys = sorted(entries)
-        values = list(map(entries.__getitem__, keys))
         for start in range(0, len(keys), _CHUNK_ENTRIES):
-            writer.add(keys[start : start + _CHUNK_ENTRIES], values[start : start + _CHUNK_ENTRIES])
+            chunk = keys[start : start + _CHUNK_ENTRIES]
+            # looked up chunk by chunk, values are still in the processor's cache when they are encoded
+            writer.add(chunk, list(map(entries.__getitem__, chunk)))
             progress(writer.offset)
         return FileMeta.of(writer.finish())
     except BaseException:
@@ -258,7 +259,10 @@ class _Compaction:
             keys, values = [key for key, _ in kept], [value for _, value in kept]
         self._keys.extend(keys)
         self._values.extend(values)
-        self._waiting_bytes += sum(map(len, filter(None, values)))
+        try:
+            self._waiting_bytes += sum(map(len, values))  # type: ignore[arg-type]
+        except TypeError:  # tombstones
+            self._waiting_bytes += sum(len(value) for value in values if value is not None)
         if len(self._keys) >= _CHUNK_ENTRIES or self._waiting_bytes >= _CHUNK_BYTES:
             self._write_waiting()
 

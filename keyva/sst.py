@@ -139,8 +139,12 @@ class SstWriter:
             return
         count = len(keys)
         block_size = self.header.block_size
-        sizes = list(map(len, filter(None, values)))  # those of tombstones and empty values are left out
-        if sizes and max(sizes) > block_size:
+        try:
+            sizes = list(map(len, values))  # type: ignore[arg-type]
+        except TypeError:  # tombstones
+            self._tombstones += values.count(None)
+            sizes = [len(value) for value in values if value is not None]
+        if max(sizes, default=0) > block_size:
             self._add_weighed(keys, values)
             return
         total = sum(map(len, keys)) + sum(sizes) + 5 * count
@@ -166,16 +170,17 @@ class SstWriter:
             self._add_block(keys[:middle], values[:middle])
             self._add_block(keys[middle:], values[middle:])
             return
-        self._append_block(keys, values, encode_block(raw, len(keys), self._codec, self._salt, self.offset), len(raw))
+        self._append_block(keys, encode_block(raw, len(keys), self._codec, self._salt, self.offset), len(raw))
 
     def add_copied(self, block: Columns, stored: bytes, raw_bytes: int, codec: int) -> None:
         """Append a block of another file as it is: ``block`` decoded from ``stored`` (its verified bytes without header)."""
         keys, values = block
         fields = struct.pack("<IIIB3x", len(stored), raw_bytes, len(keys), codec)
         crc = crc32c(stored, crc32c(fields, crc32c(struct.pack("<Q", self.offset), self._salt)))
-        self._append_block(keys, values, struct.pack("<I", crc) + fields + stored, raw_bytes)
+        self._tombstones += values.count(None)
+        self._append_block(keys, struct.pack("<I", crc) + fields + stored, raw_bytes)
 
-    def _append_block(self, keys: Sequence[bytes], values: Sequence[bytes | None], data: bytes, raw_bytes: int) -> None:
+    def _append_block(self, keys: Sequence[bytes], data: bytes, raw_bytes: int) -> None:
         if self._first_keys:
             assert keys[0] > self._largest, "keys must ascend"
         else:
@@ -183,7 +188,6 @@ class SstWriter:
         self._first_keys.append(keys[0])
         self._offsets.append(self.offset)
         self._hashes.extend(map(hash_key, keys))
-        self._tombstones += values.count(None)
         self._raw_bytes += raw_bytes
         self._largest = keys[-1]
         self._put(data)
