@@ -5,12 +5,15 @@ the layers it sees; the next write then puts a new layer on top, and unpinned la
 through a `SortedList` of all keys, filled in bulk when the first one asks for it and dropped when it falls far behind.
 
 Invariants: a pinned layer is never changed; a key's newest value is in the topmost layer that has the key; layers number at most
-about log2(entries), however many snapshots come and go.
+about log2(entries), however many snapshots come and go. Letting a snapshot go takes no lock, for the garbage collector may do it in any
+allocation, also in one of a thread that holds the lock. An exception from a signal handler, which may come between any two steps,
+leaves nothing half done that a later call believes.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from itertools import islice
 
 from sortedcontainers import SortedList
@@ -37,7 +40,7 @@ class _Layer:
 
 
 class Memtable:
-    """The entries of one log. `apply` is for one thread at a time; reads may run beside it."""
+    """The entries of one log. `apply` is for one thread at a time and waits while another one sorts the keys; reads may run beside it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -45,6 +48,8 @@ class Memtable:
         self._layers = [_Layer({})]
         self._ordered: SortedList | None = None
         self._pending: set[bytes] = set()
+        self._released: deque[list[_Layer]] = deque()
+        """Layers of snapshots that have gone, whose pins are still to be taken away."""
         self._lock = threading.Lock()
 
     @property
@@ -64,22 +69,22 @@ class Memtable:
 
     def apply(self, batch: Batch, payload_bytes: int) -> bool:
         """Add a batch; says whether `dicts` has changed (a layer was added). Hot: 0.1 us per entry."""
-        top = self._layers[-1]
-        added = top.pins > 0
-        if added:
-            with self._lock:
+        self.payload_bytes += payload_bytes
+        with self._lock:  # or a thread that is sorting would miss the batch, which would be in neither its keys nor the pending ones
+            self._unpin()
+            top = self._layers[-1]
+            added = top.pins > 0
+            if added:
                 top = _Layer({})
                 self._layers.append(top)
                 self._merge_layers()
                 top = self._layers[-1]
-        top.data.update(batch)
-        self.payload_bytes += payload_bytes
-        if self._ordered is not None:
-            with self._lock:
-                self._pending.update(batch)
-                if self._ordered is not None and len(self._pending) > _PENDING_MAX + len(self._ordered) // 2:
-                    self._ordered = None  # nobody has asked for order for long; sorting anew is cheaper than keeping up
-                    self._pending = set()
+            if self._ordered is not None:
+                self._pending.update(batch)  # before the entries are there: a key that is only pending does no harm
+            top.data.update(batch)
+            if self._ordered is not None and len(self._pending) > _PENDING_MAX + len(self._ordered) // 2:
+                self._ordered = None  # nobody has asked for order for long; sorting anew is cheaper than keeping up
+                self._pending = set()
         return added
 
     def _merge_layers(self) -> None:
@@ -92,6 +97,7 @@ class Memtable:
     def freeze(self) -> FrozenMemtable:
         """Pin what is here now; costs nothing per entry. The caller must `release` it."""
         with self._lock:
+            self._unpin()
             layers = [layer for layer in self._layers if layer.data]
             for layer in layers:
                 layer.pins += 1
@@ -101,17 +107,20 @@ class Memtable:
         """Return up to ``limit`` keys of [start, stop) in order, from the chosen end. The first call sorts all keys."""
         with self._lock:
             ordered = self._ordered
-            if ordered is None:
+            if ordered is None or self._pending:
+                self._ordered = None  # until it is whole again
+                if ordered is None:
+                    ordered = SortedList(set().union(*(layer.data for layer in self._layers)))
+                else:
+                    ordered.update([key for key in self._pending if key not in ordered])
                 self._pending = set()
-                ordered = self._ordered = SortedList(set().union(*(layer.data for layer in self._layers)))
-            elif self._pending:
-                ordered.update([key for key in self._pending if key not in ordered])
-                self._pending = set()
+                self._ordered = ordered
             return list(islice(ordered.irange(start, stop, (True, False), reverse=reverse), limit))
 
-    def _unpin(self, layers: list[_Layer]) -> None:
-        with self._lock:
-            for layer in layers:
+    def _unpin(self) -> None:
+        released = self._released
+        while released:
+            for layer in released.popleft():
                 layer.pins -= 1
 
 
@@ -128,6 +137,7 @@ class FrozenMemtable:
     def again(self) -> FrozenMemtable:
         """Pin the same moment once more, to be released by itself."""
         with self.memtable._lock:
+            self.memtable._unpin()
             for layer in self._layers:
                 layer.pins += 1
         return FrozenMemtable(self.memtable, self._layers)
@@ -135,7 +145,8 @@ class FrozenMemtable:
     def release(self) -> None:
         """Unpin; may be called twice."""
         layers, self._layers = self._layers, []
-        self.memtable._unpin(layers)
+        if layers:
+            self.memtable._released.append(layers)
 
     def piece(
         self, start: bytes | None, stop: bytes | None, limit: int, reverse: bool

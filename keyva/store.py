@@ -164,6 +164,8 @@ class Store(Reads):
                 payload, batch, value = self._resolve(request, changes)
             except KeyvaError as error:
                 results[at] = error
+                if request.client:  # refused is refused, whatever the requests in between change
+                    in_group[request.client, request.request] = at
                 continue
             if changes is not None:
                 changes.update(batch)
@@ -373,12 +375,17 @@ class Store(Reads):
             raise self._disk_error(error, "writing the request table") from error
 
     def commit(self, manifest: Manifest, *, publish: bool = True) -> None:
-        """Make ``manifest`` (with the next generation number) the truth. Raises `NoSpaceError` (the old one still is), or `FatalError`."""
+        """Make ``manifest`` (with the next generation number) the truth. Raises `FatalError`; or `NoSpaceError`, or `CorruptionError` when
+        an SST that is new in it cannot be read: then the old one still is.
+        """
         logs = manifest.logs
         if logs[-1].number == self._log.number:
             logs = (*logs[:-1], msgspec.structs.replace(logs[-1], synced_bytes=self._log.synced))
         manifest = msgspec.structs.replace(manifest, generation=self.manifest.generation + 1, logs=logs)
         version = open_version(self.directory, manifest, self._version.tables, self.cache, files=self.files)
+        for number, table in version.tables.items():
+            if isinstance(table, DamagedTable) and number not in self._version.tables:
+                raise table.error  # what it was made of is still there, and would be given up
         try:
             store_manifest(self.directory, manifest, self.files)
         except OSError as error:

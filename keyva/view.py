@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from keyva.batch import Batch, check_key, decode_trusted
@@ -41,32 +42,31 @@ State = tuple[tuple[Batch, ...], Version]
 def lookup(state: State, key: bytes) -> bytes | None:
     """Return the value of ``key`` in one state, None when it is absent or deleted."""
     dicts, version = state
+    return _below(version, key, _in_memory(dicts, key))
+
+
+def _in_memory(dicts: tuple[Batch, ...], key: bytes) -> Any:
+    """Return what the memtables hold for ``key``; MISSING when they know nothing of it."""
     for data in dicts:
         value = data.get(key, MISSING)
         if value is not MISSING:
-            return value  # type: ignore[return-value]
-    found = version.get(key)
-    return None if found is MISSING else found  # type: ignore[return-value]
+            return value
+    return MISSING
 
 
-def lookup_many(state: State, keys: Sequence[bytes]) -> list[bytes | None]:
-    """Look several keys up; in key order, so that each block is decoded once."""
-    dicts, version = state
-    found: dict[bytes, Any] = {}
-    rest: set[bytes] | list[bytes] = set(keys)
-    for data in dicts:
-        hits = {key: data[key] for key in rest if key in data}
-        if hits:
-            found.update(hits)
-            rest = [key for key in rest if key not in hits]
-    found |= version.find_many(sorted(rest))
-    return list(map(found.get, keys))
+def _below(version: Version, key: bytes, value: Any) -> bytes | None:
+    """Return ``value``, or where it is MISSING what the SSTs hold for ``key``."""
+    if value is MISSING:
+        value = version.get(key)
+    return None if value is MISSING else value
 
 
 class Reads:
     """The read calls, over whatever `_state` gives. Keys are bytes or str; a missing key is no error."""
 
     _state: State
+    _guard: AbstractContextManager[object] = nullcontext()
+    """Held while several keys are looked up in the memtables, so that all are of one moment; SSTs never change."""
 
     def _refresh(self) -> None:
         """Bring `_state` up to date."""
@@ -81,23 +81,37 @@ class Reads:
 
     def get_many(self, keys: Sequence[bytes | str]) -> list[bytes | None]:
         """Return the values of ``keys`` in their order, None for those that are absent."""
-        checked = [check_key(key) for key in keys]
+        return self._lookup_many(_checked(keys))
+
+    def _lookup_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """Look keys up; in key order, so that each block is decoded once."""
         self._refresh()
-        return lookup_many(self._state, checked)
+        found: dict[bytes, Any] = {}
+        rest: set[bytes] | list[bytes] = set(keys)
+        with self._guard:
+            dicts, version = self._state
+            for data in dicts:
+                hits = {key: data[key] for key in rest if key in data}
+                if hits:
+                    found.update(hits)
+                    rest = [key for key in rest if key not in hits]
+        found |= version.find_many(sorted(rest))
+        return list(map(found.get, keys))
 
     def get_typed(self, key: bytes | str) -> Typed | None:
         """Return value and content type of ``key`` at one moment, None when it is absent."""
         key = check_key(key)
+        kind_key = type_key(key)
         self._refresh()
-        state = self._state
-        value = lookup(state, key)
-        return None if value is None else Typed(value, _text(lookup(state, type_key(key))))
+        with self._guard:
+            dicts, version = self._state
+            value, kind = _in_memory(dicts, key), _in_memory(dicts, kind_key)
+        value = _below(version, key, value)
+        return None if value is None else Typed(value, _text(_below(version, kind_key, kind)))
 
     def content_types(self, keys: Sequence[bytes | str]) -> list[str | None]:
         """Return the content types of ``keys`` in their order, None where there is none."""
-        checked = [type_key(check_key(key)) for key in keys]
-        self._refresh()
-        return list(map(_text, lookup_many(self._state, checked)))
+        return list(map(_text, self._lookup_many(list(map(type_key, _checked(keys))))))
 
     def exists(self, key: bytes | str) -> bool:
         """Say whether ``key`` has a value."""
@@ -131,6 +145,12 @@ class Reads:
             include_value=include_value,
             on_close=snapshot.close,
         )
+
+
+def _checked(keys: Sequence[bytes | str]) -> list[bytes]:
+    if isinstance(keys, bytes | bytearray | memoryview | str):
+        raise TypeError("this takes a sequence of keys, not one key")
+    return [check_key(key) for key in keys]
 
 
 def _text(content_type: bytes | None) -> str | None:
@@ -212,7 +232,7 @@ class View(Reads):
         self._memtables: dict[int, Memtable] = {}
         self._tails: dict[int, LogTail] = {}
         self._version: Version | None = None
-        self._lock = threading.RLock()
+        self._guard = self._lock = threading.RLock()
         try:
             self._catch_up()
         except BaseException:
@@ -243,7 +263,7 @@ class View(Reads):
                     break
             if key >= RESERVED_PREFIX or len(key) > KEY_BYTES_MAX:  # type: ignore[operator]  # not bytes: TypeError, and once more below
                 check_key(key)
-        except TypeError:
+        except (TypeError, ValueError, BytesWarning):  # the last two: a memoryview of a bytearray, and a str under `python -bb`
             if type(key) is bytes:
                 raise
             return self.get(check_key(key), default)
@@ -298,6 +318,7 @@ class View(Reads):
                     self._generation = -1
                     continue
                 except _StaleManifestError:
+                    missing = None  # the manifest it was missing from is gone, too
                     self._generation = -1
                     if attempt:  # a writer is starting: it makes PULSE anew in some milliseconds
                         time.sleep(min(0.001 * 2**attempt, _PAUSE_MAX_S))
@@ -322,13 +343,16 @@ class View(Reads):
         version = open_version(self.directory, manifest, known, self.cache, mmap_reads=options.allow_mmap_reads, files=self._files)
         for log in manifest.logs:
             if log.number not in self._tails:
-                self._tails[log.number] = LogTail(self.directory, log.number, self._files)
-                self._memtables[log.number] = Memtable(log.number)
+                tail = LogTail(self.directory, log.number, self._files)
+                self._memtables[log.number] = Memtable(log.number)  # before the tail: a signal's exception may come in between
+                self._tails[log.number] = tail
         self._version = version
         self._logs = manifest.logs
         live = {log.number for log in manifest.logs}
-        for number in [number for number in self._tails if number not in live]:
-            self._tails.pop(number).close()
+        for number in [number for number in self._memtables if number not in live]:
+            gone = self._tails.pop(number, None)
+            if gone is not None:
+                gone.close()
             del self._memtables[number]
 
     def _apply_logs(self, position: int) -> None:

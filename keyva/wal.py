@@ -162,7 +162,8 @@ class LogWriter:
     def append(self, batches: Sequence[tuple[bytes, int, int, int]], next_sequence: int) -> int:
         """Append ``(payload, entries, client, request)`` each as a record, with one write; return the next sequence number.
 
-        Raises OSError when the bytes could not be written; the log is then as it was before. Does not sync.
+        Raises OSError when the bytes could not be written: EIO when they could not be cut off again either, so that nobody knows what
+        the log holds; else the log is as it was before. Does not sync.
         """
         buffers: list[bytes] = []
         offset, salt, synced = self.offset, self._salt, self.synced
@@ -179,8 +180,11 @@ class LogWriter:
             if offset > self._allocated:
                 self._reserve(offset)
             self._files.pwritev(self._fd, buffers, self.offset)
-        except OSError:
-            self._cut_back()
+        except OSError as error:
+            try:
+                self._cut_back()
+            except OSError as second:  # whatever it was: nobody may be told that nothing was written
+                raise OSError(errno.EIO, f"{error.strerror}, and what was written could not be cut off: {second.strerror}") from error
             raise
         self.offset = offset
         return next_sequence

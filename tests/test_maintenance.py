@@ -257,6 +257,31 @@ def test_an_sst_whose_manifest_finds_no_room_is_removed(directory: str, kind: Ki
     store.close()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_sst_that_cannot_be_read_is_not_taken(directory: str, kind: Kind) -> None:
+    store = Store(directory, small(level0_file_num_compaction_trigger=2))
+    clock = Clock()
+    maintenance = Maintenance(store, clock)
+    for _ in range(2):
+        write(store, entries(0, 100))
+        do_jobs(store, maintenance)
+        maintenance.request_flush()
+    if kind == "compact":
+        do_jobs(store, maintenance, ("flush",))
+        while isinstance(maintenance.offer("compact"), RemoveJob):
+            maintenance.finish(work(store, maintenance.offer("compact")))
+    result = work(store, maintenance.offer(kind))
+    os.truncate(sst_path(directory, result.files[0].number), 40)
+    maintenance.finish(result)
+    assert everything(store) == entries(0, 100)
+    assert files_on_disk(store) == files_named(store)
+    clock.now += 1
+    do_jobs(store, maintenance)
+    assert everything(store) == entries(0, 100)
+    assert not maintenance.damaged
+    store.close()
+
+
 # Stalls
 
 

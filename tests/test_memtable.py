@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import threading
 from random import Random
 
+import pytest
+from sortedcontainers import SortedList
+
+from keyva import memtable as memtable_module
 from keyva.batch import Batch
 from keyva.memtable import ENTRY_OVERHEAD_BYTES, FrozenMemtable, Memtable
 
@@ -106,7 +111,54 @@ def test_a_memtable_frozen_twice_is_pinned_until_both_let_go() -> None:
     memtable.apply({b"a": b"2"}, 0)
     assert merged(second.dicts) == {b"a": b"1"}
     second.release()
+    memtable.apply({b"a": b"3"}, 0)
     assert not any(layer.pins for layer in memtable._layers)
+    assert memtable.dicts[0] == {b"a": b"3"}, "the top layer was written to again"
+
+
+def test_letting_go_takes_no_lock_for_the_garbage_collector_may_do_it() -> None:
+    memtable = Memtable(1)
+    memtable.apply({b"a": b"1"}, 0)
+    frozen = memtable.freeze()
+    with memtable._lock:
+        frozen.release()
+    assert everything(memtable.freeze()) == [b"a"]
+
+
+def test_a_batch_that_comes_while_the_keys_are_sorted_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    memtable = Memtable(1)
+    memtable.apply({b"a": b"1"}, 0)
+    frozen = memtable.freeze()
+    memtable.apply({b"a": b"2"}, 0)  # a layer on top, which nobody has pinned
+    applying = threading.Thread(target=memtable.apply, args=({b"b": b"2"}, 0))
+
+    class SlowList(SortedList):  # type: ignore[misc]
+        def __init__(self, keys: set[bytes]) -> None:
+            super().__init__(keys)
+            applying.start()
+            applying.join(0.05)  # it cannot end before the keys are sorted, or its key would be lost
+
+    monkeypatch.setattr(memtable_module, "SortedList", SlowList)
+    assert everything(frozen) == [b"a"]
+    applying.join()
+    assert everything(memtable.freeze()) == [b"a", b"b"]
+
+
+def test_a_signal_in_the_middle_of_sorting_leaves_no_half_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    memtable = Memtable(1)
+    memtable.apply({b"%04d" % key: b"" for key in range(0, 4000, 2)}, 0)
+    assert len(everything(memtable.freeze())) == 2000
+    memtable.apply({b"0001": b"", b"0003": b""}, 0)
+
+    def interrupted(self: SortedList, keys: list[bytes]) -> None:
+        self._maxes.clear()  # half done
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(SortedList, "update", interrupted)
+        memtable.keys_between(None, None, 1, False)
+    memtable.apply({b"0005": b""}, 0)
+    assert memtable.keys_between(None, None, 9, False)[:6] == [b"0000", b"0001", b"0002", b"0003", b"0004", b"0005"]
 
 
 def test_order_is_kept_up_with_writes_between_ordered_reads() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 from faultfiles import FaultFiles
 from storetools import SMALL, DiskDiedError, DyingFiles, crash, damage, do_jobs, flush, increment, small, write
@@ -15,6 +16,7 @@ from storetools import small_reserve as small_reserve
 from keyva.batch import Batch, encode_batch
 from keyva.errors import (
     ClosedError,
+    ConditionFailedError,
     CounterOverflowError,
     InvalidArgumentError,
     KeyvaError,
@@ -28,6 +30,7 @@ from keyva.filename import REQUESTS, wal_path
 from keyva.maintenance import Maintenance
 from keyva.manifest import load_manifest
 from keyva.pulse import position_of
+from keyva.reserved import Condition, Update
 from keyva.store import FatalError, Store, WriteRequest, add_to_counter
 from keyva.view import View
 
@@ -286,6 +289,18 @@ def test_a_request_and_its_repeat_in_one_group_are_made_once(store: Store) -> No
     assert store.last_sequence == 1
 
 
+def test_a_refused_request_and_its_repeat_in_one_group_are_both_refused(store: Store) -> None:
+    write(store, {b"lock": b"B"})
+    take = Update(msgspec.Raw(encode_batch({b"lock": b"A"})), [Condition(b"lock", None)])
+    first = WriteRequest(update=take, client=1, request=1)
+    release = WriteRequest(payload=encode_batch({b"lock": None}), client=2, request=1)
+    again = WriteRequest(update=take, client=1, request=1, repeated=True)
+    refused, done, refused_again = store.write([first, release, again])
+    assert isinstance(refused, ConditionFailedError) and refused_again is refused
+    assert not isinstance(done, KeyvaError)
+    assert store.get(b"lock") is None, "whoever was told that it has no lock must not get it later"
+
+
 def test_repeats_alone_in_a_group_share_one_answer(store: Store) -> None:
     repeat = WriteRequest(increment=(b"n", 5), client=7, request=1, floor=1, as_of=store.position, repeated=True)
     assert store.write([repeat, repeat]) == [(1, 5), (1, 5)]
@@ -325,6 +340,20 @@ def test_a_full_disk_fails_writes_and_nothing_else(directory: str) -> None:
     store = reopened(store)
     assert everything(store) == {b"a": b"1", b"b": b"2"}
     assert store.dropped_bytes == 0
+    store.close()
+
+
+@pytest.mark.parametrize("step", ["truncate", "fdatasync"])
+def test_a_write_that_cannot_be_cut_off_again_is_not_called_unwritten(directory: str, step: str) -> None:
+    files = FaultFiles()
+    store = Store(directory, SMALL, files=files)
+    write(store, {b"a": b"1"})
+    files.fail("pwritev", errno.ENOSPC, partial=10_000)
+    files.fail(step, errno.ENOSPC)
+    with pytest.raises(FatalError, match="could not be cut off"):
+        store.write([WriteRequest(payload=encode_batch({b"a": b"2"}))])
+    store = reopened(store)
+    assert everything(store) in ({b"a": b"1"}, {b"a": b"2"})
     store.close()
 
 

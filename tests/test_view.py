@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from keyva.errors import ClosedError, CorruptionError, InvalidArgumentError, Sto
 from keyva.filename import MANIFEST, index_path, sst_path, wal_path
 from keyva.files import Files
 from keyva.maintenance import Maintenance
+from keyva.pulse import Pulse
 from keyva.store import Store
 from keyva.view import View
 from keyva.wal import RECORD_BYTES
@@ -252,6 +254,8 @@ def test_snapshots_let_go_of_files_and_layers(store: Store, view: View) -> None:
             assert snapshot.get(b"%d" % at) is None
     dicts, _ = view._state
     assert len(dicts) <= 12
+    write(store, {b"last": b""})
+    assert view.get(b"last") == b""
     assert not any(layer.pins for memtable in view._memtables.values() for layer in memtable._layers)
 
 
@@ -323,6 +327,77 @@ def test_a_manifest_that_names_a_missing_file_is_reported_not_waited_for(store: 
     with pytest.raises(CorruptionError, match="missing") as caught:
         View(store.directory, SMALL)
     assert caught.value.path == path
+
+
+def test_a_file_missed_while_a_writer_starts_is_no_damage(store: Store) -> None:
+    write(store, entries(0, 50))
+    crash(store)
+    started: list[Store] = []
+
+    class MeanwhileAWriterStarts(Files):
+        """Between the view's reading of the manifest and its opening of the log; that writer has not published yet."""
+
+        def open_read(self, path: str) -> int:
+            if path.endswith(".wal") and not started:
+                with pytest.MonkeyPatch.context() as patched:
+                    patched.setattr(Pulse, "publish", lambda *_: None)
+                    started.append(Store(store.directory, SMALL))
+                return super().open_read(path)
+            if started:
+                started[0]._publish()
+            return super().open_read(path)
+
+    view = View(store.directory, SMALL, files=MeanwhileAWriterStarts())
+    assert len(dict(view.iterator())) == 50
+    view.close()
+    started[0].close()
+
+
+def test_keys_looked_up_together_are_of_one_moment(store: Store, view: View) -> None:
+    keys = [b"%05d" % key for key in range(2000)]
+    write(store, dict.fromkeys(keys, b"0"))
+    stop = threading.Event()
+
+    def go_on_writing() -> None:
+        for at in range(100):
+            write(store, dict.fromkeys(keys, b"%d" % at))
+        stop.set()
+
+    def follow() -> None:
+        while not stop.is_set():
+            view.get(keys[0])
+
+    others = [threading.Thread(target=target) for target in (go_on_writing, follow)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for other in others:
+            other.start()
+        found = []
+        while not stop.is_set():
+            found.append(len(set(view.get_many(keys))))
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        for other in others:
+            other.join()
+    assert set(found) == {1}
+
+
+def test_one_key_is_not_taken_for_many(view: View) -> None:
+    with view.snapshot() as snapshot:
+        for reads in (view, snapshot):
+            for key in ("abc", b"abc"):
+                with pytest.raises(TypeError, match="not one key"):
+                    reads.get_many(key)  # type: ignore[arg-type]
+                with pytest.raises(TypeError, match="not one key"):
+                    reads.content_types(key)  # type: ignore[arg-type]
+
+
+def test_keys_may_be_of_any_type_with_bytes_in_it(store: Store, view: View) -> None:
+    write(store, {b"k": b"v"})
+    for key in ("k", bytearray(b"k"), memoryview(b"k"), memoryview(bytearray(b"k"))):
+        assert view.get(key) == b"v"  # type: ignore[arg-type]
 
 
 def test_a_directory_without_a_store_is_refused(tmp_path: Path, store: Store) -> None:

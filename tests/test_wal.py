@@ -385,8 +385,8 @@ class TestFailedWrites:
         files = FaultFiles()
         log = make_log(store_dir, [], files=files)
         files.fail("pwritev", errno.EIO, partial=2 * (RECORD_BYTES + 7))
-        files.fail(step)
-        with pytest.raises(OSError):
+        files.fail(step, errno.ENOSPC)
+        with pytest.raises(OSError, match="could not be cut off"):
             append(log, 10, {b"x": b"1"}, {b"y": b"2"}, {b"z": b"3"})
         for _ in range(2):  # a first record of the same size would let the failed second one count again
             with pytest.raises(OSError, match="nothing can be appended"):
