@@ -25,7 +25,7 @@ import msgspec
 from keyva.manifest import Drain, FileMeta, Manifest, Run
 from keyva.options import Options
 
-__all__ = ["Step", "apply_step", "level_capacity", "pending_bytes", "pick_manual", "pick_step"]
+__all__ = ["Step", "apply_step", "level_capacity", "pending_bytes", "pick_manual", "pick_step", "touched"]
 
 SEQUENCE_MAX = 2**63 - 1
 
@@ -78,20 +78,23 @@ def pending_bytes(manifest: Manifest, options: Options) -> int:
 
 def pick_step(manifest: Manifest, options: Options, damaged: Collection[int] = ()) -> Step | None:
     """Return the most urgent step, None when nothing is due. Steps that would read a ``damaged`` file are passed over."""
+    due = [level for level in range(len(manifest.levels)) if _is_due(manifest, level, options)]
     candidates = []
-    if _is_due(manifest, 0, options):
+    if 0 in due:
         candidates.append(_level0_step(manifest, options))
-    if manifest.drain is not None:
-        candidates.append(_drain_step(manifest, manifest.drain, options))
+    drain = _drain_step(manifest, manifest.drain, options) if manifest.drain is not None else None
+    if drain is not None and not touched(drain, damaged):
+        candidates.append(drain)
     else:
-        candidates += [
-            _level_step(manifest, level, options) for level in range(1, len(manifest.levels)) if _is_due(manifest, level, options)
-        ]
+        # A drain that meets a damaged file is given up by the next one: what it has moved has left its runs, so they are runs like others
+        candidates += [_level_step(manifest, level, options) for level in due if level]
     for step in candidates:
-        if step is not None and not _touches(step, damaged):
+        if step is not None and not touched(step, damaged):
             return step
-    if damaged and _is_due(manifest, 0, options):
-        return _within_level0(manifest, options, damaged)
+    for level in due if damaged else ():
+        within = _within_level(manifest, level, options, damaged)
+        if within is not None:
+            return within
     return None
 
 
@@ -106,13 +109,13 @@ def pick_manual(
     """Return the next step of a compaction of the keys of [start, stop] that a user asked for, None when it is done.
 
     Done means: what lies in the range and is not younger than the sequence number ``until`` lies in the last level, in one run. So it
-    comes to an end though others go on writing.
+    comes to an end though others go on writing. A step that would read a ``damaged`` file is given, too, for the caller to say so
+    (`touched`); but a drain that would is passed over, as in `pick_step`.
     """
     last = last_level(manifest)
-    step = None
-    if manifest.drain is not None:
-        step = _drain_step(manifest, manifest.drain, options)
-    else:
+    step = _drain_step(manifest, manifest.drain, options) if manifest.drain is not None else None
+    if step is None or touched(step, damaged):
+        step = None
         for level, runs in enumerate(manifest.levels):
             inside = [run for run in runs if _overlaps_range(run.files, start, stop, until)]
             if not inside or (level == last and len(inside) == 1):
@@ -124,7 +127,7 @@ def pick_manual(
             else:
                 step = _merge_level(manifest, level)
             break
-    return step if step is not None and not _touches(step, damaged) else None
+    return step
 
 
 def _is_due(manifest: Manifest, level: int, options: Options) -> bool:
@@ -146,8 +149,9 @@ def _is_tiered(level: int, manifest: Manifest, options: Options) -> bool:
     return options.compaction_style == "tiered" or level < last_level(manifest)
 
 
-def _touches(step: Step, damaged: Collection[int]) -> bool:
-    return any(file.number in damaged for files in step.inputs for file in files)
+def touched(step: Step, damaged: Collection[int]) -> list[int]:
+    """Return which of the ``damaged`` files ``step`` would read."""
+    return [file.number for files in step.inputs for file in files if file.number in damaged]
 
 
 def _overlaps_range(files: tuple[FileMeta, ...], start: bytes | None, stop: bytes | None, until: int) -> bool:
@@ -209,22 +213,22 @@ def _merge_level(manifest: Manifest, level: int) -> Step:
     return Step(level, tuple(upper), level, oldest.id, oldest.files, start, None, True)
 
 
-def _within_level0(manifest: Manifest, options: Options, damaged: Collection[int]) -> Step | None:
-    """Merge the newest runs of level 0 among themselves, while a damaged file below keeps them from moving down.
+def _within_level(manifest: Manifest, level: int, options: Options, damaged: Collection[int]) -> Step | None:
+    """Merge the newest runs of ``level`` among themselves, while a damaged file keeps them from moving down.
 
     Takes runs of similar size only, so that what was merged once is not rewritten every time.
     """
     chosen: list[Run] = []
     total = 0
-    for run in manifest.levels[0]:
+    for run in manifest.levels[level]:
         if any(file.number in damaged for file in run.files) or (len(chosen) >= 2 and run.size_bytes > 2 * total):
             break
         chosen.append(run)
         total += run.size_bytes
-    if len(chosen) < max(2, options.level0_file_num_compaction_trigger):
+    if len(chosen) < max(2, options.level0_file_num_compaction_trigger if level == 0 else options.max_runs_per_level):
         return None
     start = min(run.files[0].smallest for run in chosen)
-    return Step(0, tuple(chosen), 0, None, (), start, None, False)
+    return Step(level, tuple(chosen), level, None, (), start, None, False)
 
 
 def _plan(

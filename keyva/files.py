@@ -76,6 +76,10 @@ def raise_open_files_limit(wanted: int = OPEN_FILES_WANTED) -> None:
         return
 
 
+SYNC_BYTES = 16 * 1024 * 1024
+"""What is synced, or read, in one call where a file is large: a slow disk (some MB/s) takes seconds for it, not minutes."""
+
+
 class Files:
     """Opens, reads, writes, syncs, renames and locks. Costs one system call per method unless it says more."""
 
@@ -218,6 +222,25 @@ class Files:
         fd = self.open_read(path)
         try:
             return self.pread(fd, self.size(fd), 0)
+        finally:
+            self.close(fd)
+
+    def read_in_parts(self, path: str, progress: Callable[[], None]) -> bytearray:
+        """Return a whole file, read in parts of `SYNC_BYTES` with ``progress`` called after each."""
+        fd = self.open_read(path)
+        try:
+            size = self.size(fd)
+            data = bytearray(size)
+            at = 0
+            while at < size:
+                part = self.pread(fd, min(SYNC_BYTES, size - at), at)
+                if not part:
+                    break
+                data[at : at + len(part)] = part
+                at += len(part)
+                progress()
+            del data[at:]
+            return data
         finally:
             self.close(fd)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from keyva.compaction import Step, apply_step, last_level, level_capacity, pending_bytes, pick_manual, pick_step
+from keyva.compaction import Step, apply_step, last_level, level_capacity, pending_bytes, pick_manual, pick_step, touched
 from keyva.errors import CorruptionError, KeyvaError, NoSpaceError, by_name
 from keyva.filename import index_path, parse_number, sst_path
 from keyva.jobs import CompactionJob, FlushJob, Job, JobResult, RemoveJob
@@ -97,6 +97,8 @@ class Maintenance:
         self._manual_is_next = True
         self._manual_errors: dict[int, KeyvaError] = {}
         self._tickets = 0
+        self._to_seal = 0
+        """The log whose memtable somebody wants to be flushed; 0, or a log that is not the active one: none."""
         self._rotate_error: NoSpaceError | None = None
         self.damaged: dict[int, str] = store.damaged_tables()
         for number, error in self.damaged.items():
@@ -107,7 +109,7 @@ class Maintenance:
     def after_write(self) -> None:
         """Rotate the memtable when it is full and there is room for one more; raises `FatalError`."""
         store = self.store
-        if store.memtable_full and store.immutable_memtables < store.options.max_write_buffer_number - 1:
+        if store.memtable_full and self._room_to_rotate:
             try:
                 store.rotate()
                 self._rotate_error = None
@@ -115,6 +117,10 @@ class Maintenance:
                 if self._rotate_error is None:
                     log.error("no space to rotate the memtable: %s", error)
                 self._rotate_error = error
+
+    @property
+    def _room_to_rotate(self) -> bool:
+        return self.store.immutable_memtables < self.store.options.max_write_buffer_number - 1
 
     def stall(self) -> Stall | None:
         """Say whether writes must wait or slow down now, and why; None when they need not."""
@@ -155,7 +161,10 @@ class Maintenance:
         return wait or None
 
     def _offer_flush(self) -> Job | None:
-        if self._flush is None and self.store.immutable_memtables and not self._retry["flush"].wait_s:
+        if self._flush is not None or self._retry["flush"].wait_s:
+            return self._flush
+        self._seal_asked()
+        if self.store.immutable_memtables:
             meta = self.store.manifest.logs[0]
             assert meta.sealed_bytes is not None
             (output,) = self.store.take_numbers(1)
@@ -199,21 +208,13 @@ class Maintenance:
                 return None  # its flush comes first
             step = pick_manual(store.manifest, store.options, start, stop, self.damaged, until)
             if step is not None:
-                return step
-            if damaged := self._damaged_between(start, stop):
-                names = "; ".join(damaged)
-                self._manual_errors[ticket] = CorruptionError(f"compaction left out damaged files: {names}")
+                met = touched(step, self.damaged)
+                if not met:
+                    return step
+                names = "; ".join(self.damaged[number] for number in met)
+                self._manual_errors[ticket] = CorruptionError(f"the compaction came to an end at damaged files: {names}")
             del self._manual[0]
         return None
-
-    def _damaged_between(self, start: bytes | None, stop: bytes | None) -> list[str]:
-        """Return what is wrong with the damaged files that hold keys of [start, stop]."""
-        files = self.store.manifest.all_files()
-        return [
-            error
-            for number, error in self.damaged.items()
-            if number in files and (start is None or files[number].largest >= start) and (stop is None or files[number].smallest <= stop)
-        ]
 
     def _start(self, step: Step) -> CompactionJob:
         store = self.store
@@ -356,11 +357,26 @@ class Maintenance:
     # What users ask for
 
     def request_flush(self) -> int:
-        """Begin to flush what is in memory; returns a ticket for `flush_done`. Raises `NoSpaceError` or `FatalError`."""
-        if not self.store.memtable_empty:
-            self.store.rotate()
+        """Begin to flush what is in memory; returns a ticket for `flush_done`. Raises `NoSpaceError` or `FatalError`.
+
+        When there are as many full memtables as there may be, the active one has its turn after the next of their flushes.
+        """
+        ticket = self._seal()
         self._retry["flush"].try_now()
-        return self.store.manifest.logs[-1].number
+        return ticket
+
+    def _seal(self) -> int:
+        """Rotate the memtable out, now or as soon as there is room; returns the number above those of the logs that hold what is there."""
+        store = self.store
+        if store.memtable_empty:
+            return store.manifest.logs[-1].number
+        self._to_seal = store.manifest.logs[-1].number
+        self._seal_asked()
+        return self._to_seal + 1
+
+    def _seal_asked(self) -> None:
+        if self._room_to_rotate and self.store.manifest.logs[-1].number == self._to_seal:
+            self.store.rotate()
 
     def flush_done(self, ticket: int) -> bool:
         """Say whether everything that was in memory at `request_flush` is in SSTs; raises the error the flush met."""
@@ -375,12 +391,11 @@ class Maintenance:
         """Ask for a compaction of what is in [start, stop] now; returns a ticket for `compaction_done`."""
         if len(self._manual) >= _MANUAL_MAX:
             raise KeyvaError(f"{_MANUAL_MAX} compactions are waiting already")
-        if not self.store.memtable_empty:
-            self.store.rotate()
+        self._seal()
         for retry in self._retry.values():
             retry.try_now()
         self._tickets += 1
-        self._manual.append(_Manual(self._tickets, start, stop, self.store.manifest.logs[-1].first_sequence - 1))
+        self._manual.append(_Manual(self._tickets, start, stop, self.store.last_sequence))
         return self._tickets
 
     def compaction_done(self, ticket: int) -> bool:

@@ -117,7 +117,8 @@ OPTION_DOCS: dict[str, str] = {
     "compress better and need a smaller index.",
     "block_cache_size": "Bytes each reading process may keep of blocks, decompressed; single entries found take up to half as much more, "
     "or as much again where that holds all entries of the store. 0 turns the cache off.",
-    "block_cache_idle_s": "Seconds after which a block that nobody read is dropped from the cache.",
+    "block_cache_idle_s": "Seconds after which a block that nobody read is dropped from the cache, and after which a process that "
+    "reads nothing lets go of its memory and of files that compaction has removed.",
     "compression": "Codec of new blocks: 'lz4', 'zstd' (level 1: smaller, slower) or 'none'.",
     "bloom_filter_bits": "Bits per key of an SST's bloom filter; 10 gives about 1 % false positives, 0 turns filters off.",
     "target_file_size_base": "Bytes at which compaction starts a new SST.",

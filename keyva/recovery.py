@@ -71,7 +71,8 @@ def prepare_directory(directory: str, files: Files) -> None:
 def recover(directory: str, files: Files, progress: Callable[[], None]) -> Recovered:
     """Recover the store in ``directory`` (whose writer lock the caller holds).
 
-    ``progress`` is called once per record. Costs one pass over the live logs, and one write of the active one.
+    ``progress`` is called once per record, and for each part of a large log that is read or synced. Costs one pass over the live logs,
+    and one write of the active one.
     """
     manifest = load_manifest(directory, files)
     first_start = manifest is None
@@ -97,7 +98,7 @@ def recover(directory: str, files: Files, progress: Callable[[], None]) -> Recov
         if meta.sealed_bytes is None:
             active = found
     number = manifest.next_number
-    writer = _new_log(directory, number, manifest.store_id, active, next_sequence, files)
+    writer = _new_log(directory, number, manifest.store_id, active, next_sequence, files, progress)
     active_memtable = Memtable(number)
     if active is not None:
         replayed = memtables.pop()
@@ -175,7 +176,9 @@ def _replay(
         progress()
         return len(batch)
 
-    found = recover_log(path, sealed_bytes=meta.sealed_bytes, synced_bytes=meta.synced_bytes, count_entries=count, files=files)
+    found = recover_log(
+        path, sealed_bytes=meta.sealed_bytes, synced_bytes=meta.synced_bytes, count_entries=count, files=files, progress=progress
+    )
     if found.header.number != meta.number or found.header.store_id != manifest.store_id:
         raise CorruptionError(f"this is log {found.header.number} of another store or place", path, 16)
     if found.header.first_sequence != meta.first_sequence:
@@ -190,7 +193,15 @@ def _replay(
     return found, memtable
 
 
-def _new_log(directory: str, number: int, store_id: bytes, active: RecoveredLog | None, next_sequence: int, files: Files) -> LogWriter:
+def _new_log(
+    directory: str,
+    number: int,
+    store_id: bytes,
+    active: RecoveredLog | None,
+    next_sequence: int,
+    files: Files,
+    progress: Callable[[], None],
+) -> LogWriter:
     """Write the good records of the old active log into log ``number``; their checksums are made for the new place."""
     first_sequence = active.header.first_sequence if active is not None else next_sequence
     head = LogHeader.encode(number, store_id, first_sequence)
@@ -202,7 +213,7 @@ def _new_log(directory: str, number: int, store_id: bytes, active: RecoveredLog 
         content.append(encode_record(salt, offset, record.first_sequence, HEADER_BYTES, record.client, record.request, payload))
         content.append(payload)
         offset += len(content[-2]) + len(payload)
-    return LogWriter.create(directory, number, store_id, first_sequence, content=content, files=files)
+    return LogWriter.create(directory, number, store_id, first_sequence, content=content, files=files, progress=progress)
 
 
 def _sweep(directory: str, manifest: Manifest, files: Files) -> None:

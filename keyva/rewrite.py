@@ -8,6 +8,7 @@ an output file is synced with its index before the result names it; after an err
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from keyva.batch import Batch, decode_trusted
@@ -59,7 +60,12 @@ def _flush(directory: str, job: FlushJob, options: Options, progress: Progress, 
         progress(0)
         return len(batch)
 
-    log = recover_log(path, sealed_bytes=job.sealed_bytes, count_entries=count, files=files)
+    try:
+        log = recover_log(path, sealed_bytes=job.sealed_bytes, count_entries=count, files=files, progress=lambda: progress(0))
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise CorruptionError(f"the disk cannot read this: {error.strerror}", path, 0) from error  # the writer has it in memory
     if log.header.store_id != job.store_id:
         raise CorruptionError("log belongs to another store", path, 24)
     sequences = (log.header.first_sequence, log.next_sequence - 1)

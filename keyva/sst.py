@@ -8,6 +8,7 @@ is never changed once the manifest names it; numbers are never used twice, so a 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -33,7 +34,7 @@ from keyva.block import (
 )
 from keyva.errors import CorruptionError, FormatVersionError, KeyvaError
 from keyva.filename import index_path, sst_path
-from keyva.files import FILES, Files
+from keyva.files import FILES, SYNC_BYTES, Files
 from keyva.filter import build_filter, hash_key
 from keyva.index import INDEX_VERSION, Index, IndexHeader, decode_index, encode_index
 
@@ -113,7 +114,7 @@ class SstWriter:
         start = _START.pack(MAGIC, len(head), self._salt) + head
         self._pending = [start]
         self._pending_bytes = self.offset = len(start)
-        self._written = 0
+        self._written = self._synced = 0
         self._crc = 0
         self._first_keys: list[bytes] = []
         self._offsets = array("Q")
@@ -202,9 +203,14 @@ class SstWriter:
     def _write_pending(self) -> None:
         data = b"".join(self._pending)
         self._files.pwritev(self._fd, [data], self._written)
+        self._files.start_writeback(self._fd, self._written, len(data))
         self._crc = crc32c(data, self._crc)
         self._written += len(data)
         self._pending, self._pending_bytes = [], 0
+        if self._written - self._synced >= SYNC_BYTES:
+            # in parts, between which a worker shows life: one sync of a large file on a slow disk would look like a hanging process
+            self._files.fdatasync(self._fd)
+            self._synced = self._written
 
     def finish(self) -> BuiltSst:
         """Write footer and index, sync both and their directory, and return what the manifest needs."""
@@ -332,7 +338,16 @@ class Table:
     def _read(self, offset: int, length: int) -> bytes:
         if self._map is not None:
             return self._map[offset : offset + length]
-        return self._files.pread(self._fd, length, offset)
+        try:
+            return self._files.pread(self._fd, length, offset)
+        except OSError as error:
+            raise self._unreadable(error, offset) from error
+
+    def _unreadable(self, error: OSError, offset: int) -> Exception:
+        """What to raise: a place that the disk cannot read is damage of this file; a closed file or want of memory is not."""
+        if self._fd < 0 or error.errno in (errno.EBADF, errno.ENOMEM):
+            return error
+        return CorruptionError(f"the disk cannot read this: {error.strerror}", self.path, offset)
 
     def _read_footer(self) -> tuple[SstFooter, int]:
         tail_at = self.size_bytes - _END.size
@@ -448,7 +463,10 @@ class Table:
         offsets = index.offsets if index is not None else self.index.offsets
         offset = offsets[number]
         end = offsets[number + 1]
-        data = self._files.pread(self._fd, end - offset, offset) if self._map is None else self._map[offset:end]
+        try:
+            data = self._files.pread(self._fd, end - offset, offset) if self._map is None else self._map[offset:end]
+        except OSError as error:
+            raise self._unreadable(error, offset) from error
         return unpack_block(data, self.salt, offset, self.path)
 
     def read_blocks(self, first: int, last: int) -> Columns:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +24,7 @@ from crc32c import crc32c
 
 from keyva.errors import CorruptionError, FormatVersionError
 from keyva.filename import parse_number, wal_path
-from keyva.files import FILES, Files
+from keyva.files import FILES, SYNC_BYTES, Files
 
 __all__ = ["HEADER_BYTES", "RECORD_BYTES", "LogHeader", "LogTail", "LogWriter", "Record", "RecoveredLog", "encode_record", "recover_log"]
 
@@ -57,7 +57,7 @@ class LogHeader(NamedTuple):
     salt: int
 
     @classmethod
-    def decode(cls, data: bytes, path: str) -> LogHeader:
+    def decode(cls, data: bytes | bytearray, path: str) -> LogHeader:
         """Check magic, version, then checksum."""
         if len(data) < HEADER_BYTES:
             raise CorruptionError(f"log header is cut short: {len(data)} of {HEADER_BYTES} bytes", path, len(data))
@@ -96,7 +96,7 @@ def encode_record(salt: int, offset: int, first_sequence: int, synced: int, clie
     return _HEAD.pack(RECORD_MAGIC, crc) + fields
 
 
-def decode_record(data: bytes, base: int, position: int, salt: int) -> Record | str | None:
+def decode_record(data: bytes | bytearray, base: int, position: int, salt: int) -> Record | str | None:
     """Decode the record at ``position`` of ``data``, which begins at file offset ``base``.
 
     Returns None for the clean end (no bytes, or zeros only), or a sentence that says what is wrong. Raises `FormatVersionError`
@@ -142,16 +142,30 @@ class LogWriter:
 
     @classmethod
     def create(
-        cls, directory: str, number: int, store_id: bytes, first_sequence: int, *, content: Sequence[bytes] = (), files: Files = FILES
+        cls,
+        directory: str,
+        number: int,
+        store_id: bytes,
+        first_sequence: int,
+        *,
+        content: Sequence[bytes] = (),
+        files: Files = FILES,
+        progress: Callable[[], None] = lambda: None,
     ) -> LogWriter:
-        """Make log ``number`` with ``content`` (whole records, already encoded for it), synced with its name before this returns."""
+        """Make log ``number`` with ``content`` (whole records, already encoded for it), synced with its name before this returns.
+
+        Much content is written and synced in parts, with ``progress`` called after each.
+        """
         path = wal_path(directory, number)
         files.unlink(path)  # an orphan of a start that died here: no manifest names it
         head = LogHeader.encode(number, store_id, first_sequence)
         fd = files.open_write(path, create=True)
         try:
-            size = files.pwritev(fd, [head, *content], 0)
-            files.fdatasync(fd)
+            size = 0
+            for part in _parts([head, *content]):
+                size += files.pwritev(fd, part, size)
+                files.fdatasync(fd)
+                progress()
             files.fsync_dir(os.path.dirname(path))
         except BaseException:
             files.close(fd)
@@ -240,6 +254,20 @@ class LogWriter:
             self._fd = -1
 
 
+def _parts(buffers: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """Cut ``buffers`` into lists of about `SYNC_BYTES`."""
+    part: list[bytes] = []
+    size = 0
+    for buffer in buffers:
+        part.append(buffer)
+        size += len(buffer)
+        if size >= SYNC_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
 class LogTail:
     """Reads a log from its beginning in pieces, each up to an offset the writer has published."""
 
@@ -293,16 +321,22 @@ class RecoveredLog(NamedTuple):
 
 
 def recover_log(
-    path: str, *, sealed_bytes: int | None, synced_bytes: int = 0, count_entries: object = None, files: Files = FILES
+    path: str,
+    *,
+    sealed_bytes: int | None,
+    synced_bytes: int = 0,
+    count_entries: object = None,
+    files: Files = FILES,
+    progress: Callable[[], None] = lambda: None,
 ) -> RecoveredLog:
     """Read a whole log after a crash and decide what in it counts.
 
     ``sealed_bytes`` is the size the manifest gives a sealed log, None for the active one, of which the manifest says that
     ``synced_bytes`` were synced. ``count_entries`` is a function from
     a payload to its number of entries, used to check that sequence numbers follow on. Raises `CorruptionError` for
-    damage that a torn write cannot explain. Holds the file in memory; costs one pass over it.
+    damage that a torn write cannot explain. Holds the file in memory; costs one pass over it. ``progress`` is called while it is read.
     """
-    data = files.read_file(path)
+    data = files.read_in_parts(path, progress)
     header = LogHeader.decode(data, path)
     named = parse_number(os.path.basename(path))
     if named is not None and named[0] != header.number:
@@ -349,7 +383,7 @@ def recover_log(
     return RecoveredLog(header, records, position, expected, dropped, reason if dropped else "")
 
 
-def _synced_by_later(data: bytes, damaged: int, salt: int) -> Record | None:
+def _synced_by_later(data: bytes | bytearray, damaged: int, salt: int) -> Record | None:
     """Find a valid record behind the damage that was written when the damaged place was known to be synced."""
     at = data.find(RECORD_MAGIC, damaged + 1)
     while at >= 0:

@@ -18,6 +18,7 @@ from keyva.compaction import (
     pending_bytes,
     pick_manual,
     pick_step,
+    touched,
 )
 from keyva.manifest import Drain, FileMeta, LogMeta, Manifest, Run
 from keyva.options import Options
@@ -109,7 +110,7 @@ class Simulation:
     def compact_all(self) -> None:
         for _ in range(10_000):
             step = pick_manual(self.manifest, self.options, None, None, self.damaged)
-            if step is None:
+            if step is None or touched(step, self.damaged):
                 return
             self.do(step)
         raise AssertionError("the manual compaction does not come to an end")
@@ -313,7 +314,30 @@ def test_a_damaged_file_is_left_out_and_level_0_is_merged_among_itself() -> None
         simulation.settle()
         assert bad in simulation.manifest.all_files()
     assert len(simulation.manifest.levels[0]) <= 8, "reads do not get slower with every flush"
-    assert pick_manual(simulation.manifest, options, None, None, simulation.damaged) is None
+    blocked = pick_manual(simulation.manifest, options, None, None, simulation.damaged)
+    assert blocked is not None and touched(blocked, simulation.damaged) == [bad]
+
+
+def test_a_damaged_file_in_a_drain_stops_neither_other_levels_nor_the_level_itself() -> None:
+    random = Random(8)
+    options = small(target_file_size_base=2000, max_compaction_bytes=4000)
+    simulation = Simulation(options)
+
+    def flush() -> None:
+        simulation.flush({b"%04d" % random.randrange(3000): b"x" for _ in range(60)})
+
+    while simulation.manifest.drain is None or simulation.manifest.drain.level != 1:
+        if not simulation.step():
+            flush()
+    runs = [run for run in simulation.manifest.levels[1] if run.id in simulation.manifest.drain.runs]
+    bad = runs[-1].files[-1].number
+    simulation.damaged = {bad}
+    for _ in range(80):
+        flush()
+        simulation.settle()
+    assert bad in simulation.manifest.all_files()
+    assert max(len(runs) for runs in simulation.manifest.levels) <= 12, "reads do not get slower with every flush"
+    assert simulation.manifest.levels[0] == () or len(simulation.manifest.levels[0]) < options.level0_file_num_compaction_trigger
 
 
 def test_a_damaged_file_in_the_middle_of_level_0_keeps_its_place_in_time() -> None:

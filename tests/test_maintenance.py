@@ -19,7 +19,7 @@ from keyva.jobs import CompactionJob, FlushJob, Job, JobResult, RemoveJob
 from keyva.maintenance import Kind, Maintenance, Stall
 from keyva.options import Options
 from keyva.rewrite import run_job
-from keyva.store import FatalError, Store
+from keyva.store import FatalError, Store, WriteRequest
 from keyva.view import View
 
 STYLES = ("lazy_leveled", "leveled", "tiered")
@@ -298,6 +298,29 @@ def test_writes_wait_when_memtables_are_full(directory: str) -> None:
     do_jobs(store, maintenance, ("flush",))
     assert maintenance.stall() is None
     assert store.memtable_empty, "asking makes the rotation up for"
+    store.close()
+
+
+def test_flushes_that_are_asked_for_keep_the_limit_of_memtables(directory: str) -> None:
+    store, maintenance = start(directory, small(max_write_buffer_number=3))
+    tickets = []
+    for at in range(10):
+        write(store, {b"%d" % at: b"v"})
+        tickets.append(maintenance.request_flush())
+        assert store.immutable_memtables <= 2
+    assert not any(map(maintenance.flush_done, tickets[1:]))
+    do_jobs(store, maintenance)
+    assert all(map(maintenance.flush_done, tickets))
+    assert store.memtable_empty
+    write(store, {b"a": b"v"})
+    for _ in range(2):
+        maintenance.request_flush()
+        write(store, {b"b": b"v"})
+    ticket = maintenance.request_compaction(None, None)
+    assert store.immutable_memtables == 2
+    do_jobs(store, maintenance)
+    assert maintenance.compaction_done(ticket) and store.memtable_empty
+    assert [len(runs) for runs in store.manifest.levels] == [0, 1]
     store.close()
 
 
@@ -626,6 +649,36 @@ def test_a_damaged_sst_stops_the_compaction_that_meets_it_and_not_the_store(dire
             clock.now += 60
             assert not maintenance.compaction_done(ticket)
     assert everything_readable(store, model)
+    store.close()
+
+
+def test_a_place_that_the_disk_cannot_read_is_damage_of_one_file(directory: str) -> None:
+    files = FaultFiles()
+    store = Store(directory, small(level0_file_num_compaction_trigger=3, block_cache_size=0), files=files)
+    maintenance = Maintenance(store, clock := Clock())
+    for _ in range(3):
+        write(store, entries(0, 300, b"1"))
+        flush(store, maintenance)
+    files.fail("pread", errno.EIO, times=1_000_000)
+    (answer,) = store.write([WriteRequest(increment=(b"00001", 1))])
+    assert isinstance(answer, CorruptionError), "the writer lives on, and says which file it is"
+    assert write(store, {b"other": b"1"}) == (901, None)
+    job = maintenance.offer("compact")
+    while isinstance(job, RemoveJob):
+        maintenance.finish(work(store, job))
+        job = maintenance.offer("compact")
+    assert isinstance(job, CompactionJob)
+    maintenance.finish(run_job(directory, job, store.options, lambda _: None, files))
+    assert maintenance.damaged and maintenance.wait_s("compact") is None
+    maintenance.request_flush()
+    flushing = maintenance.offer("flush")
+    assert isinstance(flushing, FlushJob)
+    result = run_job(directory, flushing, store.options, lambda _: None, files)
+    files.heal()
+    maintenance.finish(result)
+    assert store.counters["flushes"] == 4, "the log could not be read, but what it holds is in memory"
+    clock.now += 60
+    assert store.get(b"other") == b"1"
     store.close()
 
 

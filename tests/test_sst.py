@@ -15,6 +15,7 @@ from faultfiles import FaultFiles
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keyva import sst as sst_module
 from keyva.batch import Batch
 from keyva.block import BLOCK_HEADER_BYTES
 from keyva.errors import CorruptionError, FormatVersionError
@@ -427,3 +428,27 @@ class TestWriting:
         assert dict(table.iterate()) == SMALL
         assert table.find_block(b"") == 0
         assert not table.index_rebuilt
+
+
+def test_a_large_file_is_synced_in_parts(store_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sst_module, "SYNC_BYTES", 4096)
+    monkeypatch.setattr(sst_module, "_WRITE_BYTES", 1024)
+    files = FaultFiles()
+    build(store_dir, {b"%05d" % at: os.urandom(100) for at in range(300)}, files=files)
+    assert files.calls["fdatasync"] >= 300 * 100 // (4096 + 1024)
+
+
+def test_a_place_that_the_disk_cannot_read_is_damage(store_dir: str) -> None:
+    files = FaultFiles()
+    built = build(store_dir, many(), files=files)
+    table = Table(store_dir, built.number, files=files)
+    first_keys = len(table.index.first_keys)
+    for read in (lambda: table.read_block(1), lambda: table.unpack_block(1), lambda: table.read_blocks(1, 3)):
+        files.fail("pread", errno.EIO)
+        with pytest.raises(CorruptionError, match="the disk cannot read this") as caught:
+            read()
+        assert (caught.value.path, caught.value.offset) == (table.path, table.index.offsets[1])
+    assert len(table.read_block(first_keys - 1)[0]) > 0
+    files.fail("pread", errno.ENOMEM)
+    with pytest.raises(OSError):
+        table.read_block(1)

@@ -495,6 +495,78 @@ def test_a_closed_view_says_so(store: Store) -> None:
             call()
 
 
+def removed_files_open(directory: str) -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:  # the directory's own
+            continue
+        if target.startswith(directory) and target.endswith("(deleted)"):
+            found.append(target)
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_view_that_nobody_reads_lets_go_of_files_and_memory(store: Store) -> None:
+    maintenance = Maintenance(store)
+    view = View(store.directory, SMALL)
+    for at in range(3):
+        write(store, entries(0, 300, b"%d" % at))
+        flush(store, maintenance)
+        assert view.get(b"00001") == b"%d" % at
+    snapshot = view.snapshot()
+    compact_all(store, maintenance)
+    write(store, {b"new": b"n"})
+    assert removed_files_open(os.path.realpath(store.directory))
+    view.let_go_if_idle()
+    assert view.get(b"new") == b"n", "somebody reads"
+    view.let_go_if_idle()
+    compact_all(store, maintenance)
+    view.let_go_if_idle()
+    assert not view._memtables and view._version is None
+    assert snapshot.get(b"00001") == b"2" and snapshot.get(b"new") is None, "a snapshot keeps what it needs"
+    snapshot.close()
+    assert not removed_files_open(os.path.realpath(store.directory))
+    assert (view.get(b"00001"), view.get(b"new"), view.get(b"none")) == (b"2", b"n", None)
+    view.let_go_if_idle()
+    view.let_go_if_idle()
+    assert view.get_many([b"00001", b"none", b"new"]) == [b"2", None, b"n"]
+    view.let_go_if_idle()
+    view.let_go_if_idle()
+    assert len(dict(view.iterator())) == 301
+    view.close()
+    view.let_go_if_idle()
+    with pytest.raises(ClosedError):
+        view.get(b"new")
+
+
+def test_reads_beside_a_view_that_lets_go_miss_nothing(store: Store, view: View) -> None:
+    write(store, {b"a": b"1"})
+    flush(store, Maintenance(store))
+    write(store, {b"b": b"2"})
+    stop = threading.Event()
+
+    def let_go() -> None:
+        while not stop.is_set():
+            view.let_go_if_idle()
+
+    other = threading.Thread(target=let_go)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        other.start()
+        for _ in range(1500):
+            assert (view.get(b"a"), view.get(b"b"), view.get(b"c")) == (b"1", b"2", None)
+            assert view.get_many([b"a", b"b"]) == [b"1", b"2"]
+            typed = view.get_typed(b"b")
+            assert typed is not None and typed.value == b"2"
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        other.join()
+
+
 def test_how_far_a_view_lags_behind_is_known(store: Store, view: View) -> None:
     view.get(b"a")
     assert view.lag_bytes() == 0

@@ -10,6 +10,8 @@ import pytest
 from crc32c import crc32c
 from faultfiles import FaultFiles
 
+from keyva import files as files_module
+from keyva import wal as wal_module
 from keyva.batch import Batch, decode_trusted, encode_batch
 from keyva.errors import CorruptionError, FormatVersionError
 from keyva.filename import wal_path
@@ -424,6 +426,33 @@ class TestFailedWrites:
         with pytest.raises(OSError):
             LogWriter.create(store_dir, 7, STORE_ID, 10, files=files)
         assert os.listdir(os.path.join(store_dir, "wal")) == []
+
+    def test_much_content_is_written_and_read_in_parts_with_signs_of_life(self, store_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(wal_module, "SYNC_BYTES", 4096)
+        monkeypatch.setattr(files_module, "SYNC_BYTES", 4096)
+        files = FaultFiles()
+        first = make_log(store_dir, [], files=files)
+        batches: list[Batch] = [{b"%03d" % at: bytes(1000)} for at in range(20)]
+        append(first, 10, *batches)
+        first.seal()
+        first.close()
+        life: list[int] = []
+        log = recover_log(first.path, sealed_bytes=None, count_entries=count, files=files, progress=lambda: life.append(1))
+        assert len(log.records) == 20 and len(life) == 6
+        content: list[bytes] = []
+        salt = LogHeader.decode(LogHeader.encode(2, STORE_ID, 10), "").salt
+        offset = HEADER_BYTES
+        for record in log.records:
+            payload = bytes(record.payload)
+            content += [encode_record(salt, offset, record.first_sequence, HEADER_BYTES, 0, 0, payload), payload]
+            offset += len(content[-2]) + len(payload)
+        life.clear()
+        syncs = files.calls["fdatasync"]
+        second = LogWriter.create(store_dir, 2, STORE_ID, 10, content=content, files=files, progress=lambda: life.append(1))
+        assert files.calls["fdatasync"] - syncs == len(life) == 5
+        assert (second.offset, second.synced) == (offset, offset)
+        second.close()
+        assert len(recover_log(second.path, sealed_bytes=offset, count_entries=count, files=files).records) == 20
 
     def test_a_failed_sync_is_not_taken_for_a_sync(self, store_dir: str) -> None:
         files = FaultFiles()

@@ -273,8 +273,8 @@ def run_worker(spec_bytes: bytes, listener: socket.socket | None = None) -> None
         Role(worker).run()
     except Exception as failure:
         error = translate(failure, f"starting or running the {spec.role}") if isinstance(failure, OSError) else failure
-        # The gateway never ends the node: the store works without it
-        permanent = spec.role != "web" and type(error).__name__ in ("StoreError", "CorruptionError", "FormatVersionError")
+        # Only the writer's word ends the node: the store works without the others, and what the writer holds can still be saved
+        permanent = spec.role == "writer" and type(error).__name__ in ("StoreError", "CorruptionError", "FormatVersionError")
         if isinstance(error, NoSpaceError):
             log.error("%s: %s", spec.role, error)
         elif not permanent:

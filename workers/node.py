@@ -286,8 +286,8 @@ class Node:
         if not was_ready and not (child.error.startswith(NoSpaceError.__name__) and self._announced):
             # A running store waits for room, however long that takes; a node that starts says so and ends
             child.start_failures += 1
-            gateway = child.role == "web" and self._announced  # the store works without it
-            if not gateway and child.start_failures >= START_FAILURES_MAX:
+            spare = child.role in ("web", "reader") and self._announced  # the store works without it
+            if not spare and child.start_failures >= START_FAILURES_MAX:
                 raise NodeError(f"the {child.name} cannot start ({child.start_failures} tries): {reason}")
         child.failures = 1 if now - child.started_at >= HEALTHY_AFTER_S else child.failures + 1
         pause = min(PAUSE_MAX_S, PAUSE_FIRST_S * 2 ** (child.failures - 1))
