@@ -130,11 +130,9 @@ class App:
             case ProblemError():
                 return error
             case TooLargeError():
-                return ProblemError(413, f"a value has at most {self._settings.value_bytes_max} bytes", headers=[_CLOSE])
+                return ProblemError(413, f"a value has at most {self._settings.value_bytes_max} bytes")
             case NoRoomError():
-                return ProblemError(
-                    503, "other uploads take all the memory that they may; try again", headers=[(b"retry-after", b"1"), _CLOSE]
-                )
+                return ProblemError(503, "other uploads take all the memory that they may; try again", headers=[(b"retry-after", b"1")])
             case HTTPException():
                 headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
                 detail = "there is nothing under this path; see /api/openapi.json" if error.status_code == 404 else error.detail
@@ -193,7 +191,7 @@ class App:
         try:
             return await self._budget.read(asked, limit)
         except TooLargeError:
-            raise ProblemError(413, f"the body has at most {limit} bytes here", headers=[_CLOSE]) from None
+            raise ProblemError(413, f"the body has at most {limit} bytes here") from None
 
     async def _stats(self, _: StarletteRequest) -> Response:
         return _json({**await self._status.stats(), "http": self._status.cache()})
@@ -233,7 +231,6 @@ class App:
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE, "cache-control": "no-store", **_SNIFF})
 
 
-_CLOSE = (b"connection", b"close")
 _SNIFF = {NOSNIFF[0].decode(): NOSNIFF[1].decode()}
 _METHODS = frozenset(["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"])
 _KNOWN = frozenset(str(path).encode() for path in DESCRIPTION["paths"])

@@ -38,6 +38,7 @@ _TEXTS = {
     416: "The value has no such bytes.",
     421: "The Host header names another server.",
     431: "The headers are too large.",
+    501: "Of transfer codings, chunked alone is known.",
     503: "The writer is being restarted, or too much is asked at once; try again.",
     504: "The answer of the writer was lost: the change may or may not have been made.",
     507: "The disk is full.",
@@ -45,7 +46,7 @@ _TEXTS = {
 
 
 def _problems(*statuses: int) -> dict[str, Any]:
-    always = {400, 401, 403, 408, 414, 421, 431, 503}
+    always = {400, 401, 403, 408, 414, 421, 431, 501, 503}
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {str(status): {"description": _TEXTS[status], "content": content} for status in sorted({*always, *statuses})}
 
