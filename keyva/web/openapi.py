@@ -22,6 +22,14 @@ _PROBLEM = {
 _ETAG = {
     "ETag": {"description": "Strong entity tag of value and content type.", "schema": {"type": "string", "pattern": '^"[0-9a-f]{32}"$'}}
 }
+_VALUE_HEADERS = {
+    **_ETAG,
+    "Keyva-Content-Type": {
+        "description": "kept: the Content-Type was stored with the value; sniffed: it was found out from the value.",
+        "required": True,
+        "schema": {"enum": ["kept", "sniffed"]},
+    },
+}
 _ANY: dict[str, Any] = {"*/*": {"schema": {}}}
 
 _TEXTS = {
@@ -82,7 +90,7 @@ _PREFIX = [
     _query("prefix_base64", "The same as bytes, in URL-safe base64.", **_BASE64),
 ]
 
-_STORED = {"200": {"description": "The value.", "headers": _ETAG, "content": _ANY}}
+_STORED = {"200": {"description": "The value.", "headers": _VALUE_HEADERS, "content": _ANY}}
 
 
 def _write(verb: str) -> dict[str, Any]:
@@ -212,7 +220,7 @@ DESCRIPTION: dict[str, Any] = {
                 "parameters": [*_MATCH, _header("Range", "One range of bytes."), _header("If-Range", "An entity tag.")],
                 "responses": {
                     **_STORED,
-                    "206": {"description": "A part of the value.", "headers": _ETAG, "content": _ANY},
+                    "206": {"description": "A part of the value.", "headers": _VALUE_HEADERS, "content": _ANY},
                     "304": {"description": "The value is the one that the client has.", "headers": _ETAG},
                     **_problems(404, 412, 416),
                 },
@@ -222,7 +230,7 @@ DESCRIPTION: dict[str, Any] = {
                 "operationId": "headValue",
                 "parameters": _MATCH,
                 "responses": {
-                    "200": {"description": "The key exists.", "headers": _ETAG},
+                    "200": {"description": "The key exists.", "headers": _VALUE_HEADERS},
                     "304": {"description": "The value is the one that the client has.", "headers": _ETAG},
                     **_problems(404, 412),
                 },
