@@ -169,8 +169,8 @@ _BATCH = {
     "required": ["operations"],
     "additionalProperties": False,
     "properties": {
-        "operations": {"type": "array", "items": {"oneOf": [_PUT, _DELETE]}},
-        "expect": {"type": "array", "items": _EXPECTED},
+        "operations": {"type": "array", "items": {"oneOf": [_PUT, _DELETE]}, "description": "At most 100,000."},
+        "expect": {"type": "array", "items": _EXPECTED, "description": "At most 10,000."},
     },
 }
 _DELETE_PREFIX = {
@@ -196,7 +196,12 @@ _KEY = {
     "description": "Any bytes, percent-encoded; `/` may stand as it is. The empty key is `/kv/`.",
     "schema": {"type": "string", "maxLength": 65536},
 }
-_NAME = {**_KEY, "name": "name", "description": "The sequence's name: any bytes, percent-encoded."}
+_NAME = {
+    **_KEY,
+    "name": "name",
+    "description": "The sequence's name: any bytes, percent-encoded.",
+    "schema": {"type": "string", "maxLength": 65533},
+}
 
 DESCRIPTION: dict[str, Any] = {
     "openapi": "3.1.0",

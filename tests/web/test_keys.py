@@ -102,6 +102,8 @@ def test_a_key_may_be_given_in_base64(http: httpx.Client, node: RunningNode) -> 
     assert http.head("/kv-base64/__4").headers["content-length"] == "9"
     assert http.delete("/kv-base64/Li4").status_code == 204
     assert http.get("/kv-base64/Li4").status_code == 404
+    assert raw_request(node.url, "PUT", "/kv-base64/cmc%3D", body=b"padded").status == 201
+    assert http.get("/kv-base64/cmc").text == "padded"
     for wrong in ("A", "%%%", "Li4%2E", "__8"):  # the last is FF FF
         assert http.get(f"/kv-base64/{wrong}").status_code == 400, wrong
 
