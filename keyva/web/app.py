@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -130,11 +131,9 @@ class App:
             case ProblemError():
                 return error
             case TooLargeError():
-                return ProblemError(413, f"a value has at most {self._settings.value_bytes_max} bytes", headers=[_CLOSE])
+                return ProblemError(413, f"a value has at most {self._settings.value_bytes_max} bytes")
             case NoRoomError():
-                return ProblemError(
-                    503, "other uploads take all the memory that they may; try again", headers=[(b"retry-after", b"1"), _CLOSE]
-                )
+                return ProblemError(503, "other uploads take all the memory that they may; try again", headers=[(b"retry-after", b"1")])
             case HTTPException():
                 headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
                 detail = "there is nothing under this path; see /api/openapi.json" if error.status_code == 404 else error.detail
@@ -160,16 +159,15 @@ class App:
     # The API
 
     async def _list(self, request: StarletteRequest) -> Response:
-        _check_names(request, "prefix", "prefix_base64", "start", "start_base64", "limit", "reverse")
-        prefix, start = _bytes(request, "prefix") or b"", _bytes(request, "start")
-        limit, reverse = _number(request, "limit", 100, PAGE_KEYS_MAX), _flag(request, "reverse")
+        asked = _parameters(request, "prefix", "prefix_base64", "start", "start_base64", "limit", "reverse")
+        prefix, start = _bytes(asked, "prefix") or b"", _bytes(asked, "start")
+        limit, reverse = _number(asked, "limit", 100, PAGE_KEYS_MAX), _flag(asked, "reverse")
         async with self._scans:
             found = await asyncio.to_thread(page, self._reads, prefix, start, limit, reverse)
         return _json(found)
 
     async def _count(self, request: StarletteRequest) -> Response:
-        _check_names(request, "prefix", "prefix_base64")
-        prefix = _bytes(request, "prefix") or b""
+        prefix = _bytes(_parameters(request, "prefix", "prefix_base64"), "prefix") or b""
         async with self._scans:
             return _json(await asyncio.to_thread(count, self._reads, prefix))
 
@@ -193,7 +191,7 @@ class App:
         try:
             return await self._budget.read(asked, limit)
         except TooLargeError:
-            raise ProblemError(413, f"the body has at most {limit} bytes here", headers=[_CLOSE]) from None
+            raise ProblemError(413, f"the body has at most {limit} bytes here") from None
 
     async def _stats(self, _: StarletteRequest) -> Response:
         return _json({**await self._status.stats(), "http": self._status.cache()})
@@ -233,7 +231,6 @@ class App:
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE, "cache-control": "no-store", **_SNIFF})
 
 
-_CLOSE = (b"connection", b"close")
 _SNIFF = {NOSNIFF[0].decode(): NOSNIFF[1].decode()}
 _METHODS = frozenset(["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"])
 _KNOWN = frozenset(str(path).encode() for path in DESCRIPTION["paths"])
@@ -251,20 +248,27 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, headers=headers, media_type="application/json")
 
 
-def _check_names(request: StarletteRequest, *names: str) -> None:
-    for name, _ in request.query_params.multi_items():
+def _parameters(request: StarletteRequest, *names: str) -> dict[str, str]:
+    """Return the query's parameters; raises `ProblemError` for others than ``names``. Starlette's own turn what is no UTF-8 into U+FFFD;
+    here it becomes surrogates, which nothing takes.
+    """
+    found: dict[str, str] = {}
+    query = request.scope["query_string"].decode("latin-1")
+    for name, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape"):
         if name not in names:
             raise ProblemError(400, f"there is no parameter {name[:40]!r}; this knows {', '.join(names)}")
-        if len(request.query_params.getlist(name)) > 1:
+        if name in found:
             raise ProblemError(400, f"parameter {name} is given more than once")
+        found[name] = value
+    return found
 
 
-def _bytes(request: StarletteRequest, name: str) -> bytes | None:
-    return bytes_of(request.query_params.get(name), request.query_params.get(f"{name}_base64"), name)
+def _bytes(asked: dict[str, str], name: str) -> bytes | None:
+    return bytes_of(asked.get(name), asked.get(f"{name}_base64"), name)
 
 
-def _number(request: StarletteRequest, name: str, default: int, largest: int) -> int:
-    text = request.query_params.get(name)
+def _number(asked: dict[str, str], name: str, default: int, largest: int) -> int:
+    text = asked.get(name)
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= largest):
@@ -272,8 +276,8 @@ def _number(request: StarletteRequest, name: str, default: int, largest: int) ->
     return int(text)
 
 
-def _flag(request: StarletteRequest, name: str) -> bool:
-    text = request.query_params.get(name, "false")
+def _flag(asked: dict[str, str], name: str) -> bool:
+    text = asked.get(name, "false")
     if text not in ("true", "false", "1", "0"):
         raise ProblemError(400, f"{name} must be true or false, not {text[:40]!r}")
     return text in ("true", "1")

@@ -18,9 +18,6 @@ PIECE_BYTES = 256 * 1024
 STEP_BYTES = 1024 * 1024
 """Room for a body is taken in such steps."""
 
-DRAIN_BYTES = 16 * 1024 * 1024
-"""Bytes of a refused body that are still read, so that the client comes to read the answer."""
-
 
 class DisconnectedError(Exception):
     """Is raised when the client went away before its request was complete."""
@@ -58,13 +55,12 @@ class BodyBudget:
         self._left = total
 
     async def read(self, request: Request, limit: int) -> bytes:
-        """Read a body of at most ``limit`` bytes; raises `TooLargeError`, `NoRoomError` or `DisconnectedError`. Slow clients are cut
-        off by the server.
+        """Read a body of at most ``limit`` bytes; raises `TooLargeError`, `NoRoomError` or `DisconnectedError`. The server throws
+        away what is not read, and cuts off slow clients.
         """
         headers = request.headers
         length = headers.get(b"content-length")
         if length is not None and int(length) > limit:
-            await _drain(request)
             raise TooLargeError
         message = await request.receive()
         if message["type"] == "http.disconnect":
@@ -79,7 +75,6 @@ class BodyBudget:
         try:
             while True:
                 if len(parts) > limit:
-                    await _drain(request)
                     raise TooLargeError
                 if len(parts) > taken:
                     # what has come, not what was announced: a slow client must not keep room that it does not fill
@@ -96,18 +91,6 @@ class BodyBudget:
                 parts += message["body"]
         finally:
             self._left += taken
-
-
-async def _drain(request: Request) -> None:
-    """Throw a body away, up to a limit; not that of a client which waits to be told to send it."""
-    if b"expect" in request.headers:
-        return
-    left = DRAIN_BYTES
-    while left > 0:
-        message = await request.receive()
-        left -= len(message.get("body", b"")) + 1
-        if not message.get("more_body"):
-            return
 
 
 async def answer(send: Send, status: int, headers: Headers, body: bytes = b"", *, head: bool = False) -> None:

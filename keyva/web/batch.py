@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from keyva import aio
 from keyva.client import Client
-from keyva.reserved import Typed
+from keyva.reserved import CONDITIONS_MAX, Typed
 from keyva.writebatch import WriteBatch
 
 from .conditional import etag_of
@@ -80,14 +80,15 @@ def _fill(batch: WriteBatch, operations: list[_Operation]) -> None:
         value = bytes_of(operation.value, operation.value_base64, "value")
         if value is None:
             raise ProblemError(400, f"{place} has no value")
-        batch.put(key, value, content_type=operation.content_type or None)
+        kind = "" if isinstance(operation.content_type, UnsetType) else operation.content_type.strip(" \t")
+        batch.put(key, value, content_type=kind or None)
 
 
 async def write_batch(client: aio.Client, reads: Client, body: bytes) -> dict[str, Any]:
     """Write all operations of a JSON body or none of them; raises `ProblemError` 412 when an expected entity tag is another."""
     asked: _Batch = decode(body, _Batch)
-    if len(asked.operations) > OPERATIONS_MAX or len(asked.expect) > OPERATIONS_MAX:
-        raise ProblemError(413, f"a batch has at most {OPERATIONS_MAX} operations and as many expectations")
+    if len(asked.operations) > OPERATIONS_MAX or len(asked.expect) > CONDITIONS_MAX:
+        raise ProblemError(413, f"a batch has at most {OPERATIONS_MAX} operations and {CONDITIONS_MAX} expectations")
     batch = client.write_batch()
     _fill(batch, asked.operations)
     expect: dict[bytes, Typed | None] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
 from keyva.reserved import Typed
 
@@ -12,16 +12,20 @@ from .replies import ProblemError
 
 __all__ = ["check_conditions", "etag_of", "matches"]
 
-_TAG = re.compile(rb'\s*(W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|\Z)')
+_TAG = re.compile(rb'[ \t,]*(?:(W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)|\Z)')
+"""Empty elements of a list count for nothing (RFC 9110, 5.6.1)."""
+
+WHOLE_BYTES_MAX = 65535
+"""Of a value that is hashed together with its type; of a longer one its own hash is, so that it is not copied."""
 
 
 def etag_of(value: bytes, content_type: str | None) -> bytes:
     """Return the strong entity tag of a value and its content type, in quotes. XXH3 128 bits: 0.3 us for 1 KB, 5 ms for 64 MiB."""
-    # the type last and behind its length, so that no two pairs make the same bytes
+    # read from the end: the form, the type's length, the type, and what is left; so no two pairs make the same bytes
     kind = (content_type or "").encode()
-    if len(value) < 65536:
-        return b'"%b"' % xxh3_128_hexdigest(b"%b%b%c" % (value, kind, len(kind))).encode()
-    return b'"%b"' % xxh3_128_hexdigest(b"%b%b%c" % (xxh3_128_hexdigest(value).encode(), kind, len(kind))).encode()
+    if len(value) <= WHOLE_BYTES_MAX:
+        return b'"%b"' % xxh3_128_hexdigest(b"%b%b%c\0" % (value, kind, len(kind))).encode()
+    return b'"%b"' % xxh3_128_hexdigest(b"%b%d:%b%c\1" % (xxh3_128_digest(value), len(value), kind, len(kind))).encode()
 
 
 def matches(field: bytes, etag: bytes | None, *, weak: bool) -> bool:

@@ -35,6 +35,9 @@ _BASE64_PATH_BYTES = len(b"/kv-base64/")
 
 _RANGES = (b"accept-ranges", b"bytes")
 _FRESH = (b"cache-control", b"no-cache")
+_KEPT = (b"keyva-content-type", b"kept")
+_SNIFFED = (b"keyva-content-type", b"sniffed")
+"""Where the content type comes from: who copies a value must know whether one was kept with it."""
 
 
 class Keys:
@@ -74,8 +77,8 @@ class Keys:
         if unchanged:
             await answer(request.send, 304, [(b"etag", etag), _FRESH, *STORED_HEADERS])
             return
-        kind = sniff(value) if content_type is None else content_type.encode()
-        fields = [(b"content-type", kind), (b"etag", etag), _RANGES, _FRESH, *STORED_HEADERS]
+        kind, origin = (sniff(value), _SNIFFED) if content_type is None else (content_type.encode(), _KEPT)
+        fields = [(b"content-type", kind), origin, (b"etag", etag), _RANGES, _FRESH, *STORED_HEADERS]
         field = headers.get(b"range")
         if field is not None and not head and headers.get(b"if-range", etag) == etag:
             part = range_of(field, len(value))

@@ -11,10 +11,14 @@ from urllib.parse import unquote_to_bytes
 from msgspec import UnsetType
 
 from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX
+from keyva.reserved import SEQUENCE_PREFIX
 
 from .replies import ProblemError
 
-__all__ = ["bytes_of", "key_in_json", "key_of_base64_path", "key_of_path", "to_base64"]
+__all__ = ["bytes_of", "key_in_json", "key_of_base64_path", "key_of_path", "name_of_path", "to_base64"]
+
+NAME_BYTES_MAX = KEY_BYTES_MAX - len(SEQUENCE_PREFIX)
+"""Of a sequence: it is kept under a key of the store's own."""
 
 _BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
@@ -22,16 +26,27 @@ _BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 def key_of_path(raw_path: bytes, prefix_bytes: int) -> bytes:
     """Return the key in a path as it came over the wire, behind its first ``prefix_bytes`` bytes. Hot."""
     key = raw_path[prefix_bytes:]
-    if b"%" in key:
-        if _BROKEN.search(key):
-            raise ProblemError(400, "the path holds a % that is not followed by two hexadecimal digits; a % in a key is written %25")
-        key = unquote_to_bytes(key)
-    return check(key)
+    return check(unquoted(key) if b"%" in key else key)
 
 
 def key_of_base64_path(raw_path: bytes, prefix_bytes: int) -> bytes:
     """Return the key whose base64 stands in a path behind its first ``prefix_bytes`` bytes."""
-    return check(from_base64(raw_path[prefix_bytes:].decode("latin-1"), "the path"))
+    return check(from_base64(unquoted(raw_path[prefix_bytes:]).decode("latin-1"), "the path"))
+
+
+def name_of_path(raw_path: bytes, prefix_bytes: int) -> bytes:
+    """Return the name of a sequence in a path, behind its first ``prefix_bytes`` bytes; raises `ProblemError` when it is too long."""
+    name = unquoted(raw_path[prefix_bytes:])
+    if len(name) > NAME_BYTES_MAX:
+        raise ProblemError(414, f"a sequence's name has at most {NAME_BYTES_MAX} bytes, this one {len(name)}")
+    return name
+
+
+def unquoted(encoded: bytes) -> bytes:
+    """Return what is percent-encoded in a path; raises `ProblemError` for a % that stands alone."""
+    if _BROKEN.search(encoded):
+        raise ProblemError(400, "the path holds a % that is not followed by two hexadecimal digits; a % in a key is written %25")
+    return unquote_to_bytes(encoded)
 
 
 def check(key: bytes) -> bytes:
@@ -70,7 +85,7 @@ def bytes_of(text: str | UnsetType | None, encoded: str | UnsetType | None, name
     try:
         return None if text is None else text.encode()
     except UnicodeEncodeError:
-        raise ProblemError(400, f"{name} is not valid Unicode") from None
+        raise ProblemError(400, f"{name} is not valid Unicode; bytes are given as {name}_base64") from None
 
 
 def key_in_json(key: bytes) -> dict[str, Any]:

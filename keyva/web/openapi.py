@@ -22,6 +22,14 @@ _PROBLEM = {
 _ETAG = {
     "ETag": {"description": "Strong entity tag of value and content type.", "schema": {"type": "string", "pattern": '^"[0-9a-f]{32}"$'}}
 }
+_VALUE_HEADERS = {
+    **_ETAG,
+    "Keyva-Content-Type": {
+        "description": "kept: the Content-Type was stored with the value; sniffed: it was found out from the value.",
+        "required": True,
+        "schema": {"enum": ["kept", "sniffed"]},
+    },
+}
 _ANY: dict[str, Any] = {"*/*": {"schema": {}}}
 
 _TEXTS = {
@@ -38,6 +46,7 @@ _TEXTS = {
     416: "The value has no such bytes.",
     421: "The Host header names another server.",
     431: "The headers are too large.",
+    501: "Of transfer codings, chunked alone is known.",
     503: "The writer is being restarted, or too much is asked at once; try again.",
     504: "The answer of the writer was lost: the change may or may not have been made.",
     507: "The disk is full.",
@@ -45,7 +54,7 @@ _TEXTS = {
 
 
 def _problems(*statuses: int) -> dict[str, Any]:
-    always = {400, 401, 403, 408, 414, 421, 431, 503}
+    always = {400, 401, 403, 408, 414, 421, 431, 501, 503}
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {str(status): {"description": _TEXTS[status], "content": content} for status in sorted({*always, *statuses})}
 
@@ -81,7 +90,7 @@ _PREFIX = [
     _query("prefix_base64", "The same as bytes, in URL-safe base64.", **_BASE64),
 ]
 
-_STORED = {"200": {"description": "The value.", "headers": _ETAG, "content": _ANY}}
+_STORED = {"200": {"description": "The value.", "headers": _VALUE_HEADERS, "content": _ANY}}
 
 
 def _write(verb: str) -> dict[str, Any]:
@@ -160,8 +169,8 @@ _BATCH = {
     "required": ["operations"],
     "additionalProperties": False,
     "properties": {
-        "operations": {"type": "array", "items": {"oneOf": [_PUT, _DELETE]}},
-        "expect": {"type": "array", "items": _EXPECTED},
+        "operations": {"type": "array", "items": {"oneOf": [_PUT, _DELETE]}, "description": "At most 100,000."},
+        "expect": {"type": "array", "items": _EXPECTED, "description": "At most 10,000."},
     },
 }
 _DELETE_PREFIX = {
@@ -187,7 +196,12 @@ _KEY = {
     "description": "Any bytes, percent-encoded; `/` may stand as it is. The empty key is `/kv/`.",
     "schema": {"type": "string", "maxLength": 65536},
 }
-_NAME = {**_KEY, "name": "name", "description": "The sequence's name: any bytes, percent-encoded."}
+_NAME = {
+    **_KEY,
+    "name": "name",
+    "description": "The sequence's name: any bytes, percent-encoded.",
+    "schema": {"type": "string", "maxLength": 65533},
+}
 
 DESCRIPTION: dict[str, Any] = {
     "openapi": "3.1.0",
@@ -211,7 +225,7 @@ DESCRIPTION: dict[str, Any] = {
                 "parameters": [*_MATCH, _header("Range", "One range of bytes."), _header("If-Range", "An entity tag.")],
                 "responses": {
                     **_STORED,
-                    "206": {"description": "A part of the value.", "headers": _ETAG, "content": _ANY},
+                    "206": {"description": "A part of the value.", "headers": _VALUE_HEADERS, "content": _ANY},
                     "304": {"description": "The value is the one that the client has.", "headers": _ETAG},
                     **_problems(404, 412, 416),
                 },
@@ -221,7 +235,7 @@ DESCRIPTION: dict[str, Any] = {
                 "operationId": "headValue",
                 "parameters": _MATCH,
                 "responses": {
-                    "200": {"description": "The key exists.", "headers": _ETAG},
+                    "200": {"description": "The key exists.", "headers": _VALUE_HEADERS},
                     "304": {"description": "The value is the one that the client has.", "headers": _ETAG},
                     **_problems(404, 412),
                 },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from keyva import aio
 
 from .asgi import Request, answer
-from .names import key_of_path
+from .names import name_of_path
 from .replies import ProblemError
 from .security import STORED_HEADERS
 
@@ -22,7 +22,7 @@ class Sequences:
 
     async def __call__(self, request: Request) -> None:
         """Serve one request. GET changes something, so HEAD is not served, and browsers ask from the page alone."""
-        name = key_of_path(request.raw_path, _PATH_BYTES)
+        name = name_of_path(request.raw_path, _PATH_BYTES)
         if request.method == "GET":
             number = await self._client.sequence_next(name)
             fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store"), *STORED_HEADERS]

@@ -74,12 +74,21 @@ class TestKeys:
             "prefix=a&prefix=b",
             "unknown=1",
             "limit=1&limit=2",
+            "limit=%FF",
         ],
     )
     def test_wrong_parameters_are_refused(self, http: httpx.Client, query: str) -> None:
         answer = http.get(f"/api/keys?{query}")
         assert answer.status_code == 400
         assert query.partition("=")[0].removesuffix("_base64") in answer.json()["detail"]
+
+    def test_what_is_no_text_is_not_taken_for_other_text(self, http: httpx.Client) -> None:
+        for query in ("keys?prefix=%FF", "keys?start=a%ED%A0%80", "count?prefix=a%FF"):
+            answer = http.get(f"/api/{query}")
+            assert answer.status_code == 400
+            assert query.split("?")[1].split("=")[0] + "_base64" in answer.json()["detail"]
+        assert http.get("/api/keys?%FF=1").status_code == 400
+        assert http.get("/api/keys?prefix=%EF%BF%BD").status_code == 200
 
     def test_count(self, http: httpx.Client, filled: RunningNode) -> None:
         assert http.get("/api/count", params={"prefix": "page/"}).json() == {"count": 2500, "complete": True}
@@ -130,6 +139,21 @@ class TestBatch:
         answer = http.post("/api/batch", content=body, headers={"content-type": "application/json"})
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
         assert http.get("/kv/batch-bad").status_code == 404
+
+    @pytest.mark.parametrize("sent", ["", " ", "\t "])
+    def test_an_empty_type_is_none(self, http: httpx.Client, node: RunningNode, sent: str) -> None:
+        operation = {"op": "put", "key": "batch/untyped", "value": "1", "content_type": sent}
+        assert http.post("/api/batch", json={"operations": [operation, {**operation, "key": "batch/typed", "content_type": " a/b "}]})
+        with keyva.open(node.directory) as db:
+            assert db.get_typed("batch/untyped") == keyva.Typed(b"1", None)
+            assert db.get_typed("batch/typed") == keyva.Typed(b"1", "a/b")
+
+    def test_too_many_expectations_are_refused(self, http: httpx.Client) -> None:
+        body = {"operations": [], "expect": [{"key": f"many/{number}", "etag": None} for number in range(10_001)]}
+        answer = http.post("/api/batch", json=body)
+        assert answer.status_code == 413
+        assert "10000 expectations" in answer.json()["detail"]
+        assert http.post("/api/batch", json={**body, "expect": body["expect"][1:]}).status_code == 200
 
     def test_other_types_than_json_are_refused(self, http: httpx.Client) -> None:
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):

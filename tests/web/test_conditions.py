@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from nodes import RunningNode
+from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
 import keyva
 from keyva.web.conditional import etag_of, matches
@@ -37,6 +38,14 @@ def test_weak_tags_never_meet_if_match(http: httpx.Client) -> None:
     etag = http.put("/kv/weak", content=b"1").headers["etag"]
     assert http.put("/kv/weak", content=b"2", headers={"if-match": f"W/{etag}"}).status_code == 412
     assert http.get("/kv/weak", headers={"if-none-match": f"W/{etag}"}).status_code == 304
+
+
+def test_a_condition_that_does_not_hold_is_told_whatever_the_body_has(http: httpx.Client) -> None:
+    http.put("/kv/early", content=b"1")
+    for size in (0, 1000, 100_000, 4_000_000):
+        answer = http.put("/kv/early", content=b"x" * size, headers={"if-none-match": "*"})
+        assert answer.status_code == 412
+        assert http.get("/kv/early").content == b"1"
 
 
 def test_delete_with_conditions(http: httpx.Client) -> None:
@@ -78,6 +87,10 @@ def test_the_tag_tells_values_and_types_apart(http: httpx.Client) -> None:
     tags = [http.put("/kv/tags", content=b"1", headers=h).headers["etag"] for h in ({}, {"content-type": "a/b"}, {"content-type": "a/c"})]
     assert len(set(tags)) == 3
     assert etag_of(b"ab", "c") != etag_of(b"a", "bc")
+    for kind in (None, "a/b"):
+        large = b"x" * 65536
+        short = [xxh3_128_hexdigest(large).encode(), xxh3_128_digest(large), xxh3_128_digest(large) + b"65536:"]
+        assert len({etag_of(value, kind) for value in (large, *short)}) == 4
     assert etag_of(b"x" * 70000, None) != etag_of(b"x" * 70000, "a/b") != etag_of(b"x" * 70001, "a/b")
 
 
@@ -85,6 +98,9 @@ def test_lists_of_tags() -> None:
     assert matches(b'"a", W/"b"', b'"b"', weak=True)
     assert not matches(b'"a", W/"b"', b'"b"', weak=False)
     assert matches(b'"a,b" , "c"', b'"a,b"', weak=False)
+    for field in (b'"a",, "c"', b', "c"', b'"c",', b' ,\t,"c" , ,'):
+        assert matches(field, b'"c"', weak=False), field
+    assert not matches(b" , ", b'"c"', weak=False)
     assert not matches(b"*", None, weak=True)
     with pytest.raises(ProblemError):
         matches(b'"a";', b'"a"', weak=True)

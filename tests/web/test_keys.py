@@ -102,6 +102,8 @@ def test_a_key_may_be_given_in_base64(http: httpx.Client, node: RunningNode) -> 
     assert http.head("/kv-base64/__4").headers["content-length"] == "9"
     assert http.delete("/kv-base64/Li4").status_code == 204
     assert http.get("/kv-base64/Li4").status_code == 404
+    assert raw_request(node.url, "PUT", "/kv-base64/cmc%3D", body=b"padded").status == 201
+    assert http.get("/kv-base64/cmc").text == "padded"
     for wrong in ("A", "%%%", "Li4%2E", "__8"):  # the last is FF FF
         assert http.get(f"/kv-base64/{wrong}").status_code == 400, wrong
 
@@ -171,12 +173,21 @@ class TestContentType:
         put(http, "typed", b"{}")
         assert http.get("/kv/typed").headers["content-type"] == "text/plain; charset=utf-8"
 
+    def test_an_answer_says_where_it_comes_from(self, http: httpx.Client) -> None:
+        for kind, said in (("image/gif", "kept"), ("", "sniffed")):
+            put(http, "origin", b"GIF89a...", content_type=kind)
+            for answer in (http.get("/kv/origin"), http.head("/kv/origin"), http.get("/kv/origin", headers={"range": "bytes=0-1"})):
+                assert (answer.headers["content-type"], answer.headers["keyva-content-type"]) == ("image/gif", said)
+
     @pytest.mark.parametrize("sent", [None, ""])
-    def test_an_empty_or_missing_one_is_sniffed(self, http: httpx.Client, sent: str | None) -> None:
+    def test_an_empty_or_missing_one_is_sniffed(self, http: httpx.Client, node: RunningNode, sent: str | None) -> None:
+        http.put("/kv/sniffed", content=b"", headers={"content-type": "a/b"})
         headers = {} if sent is None else {"content-type": sent}
         http.put("/kv/sniffed", content=b"GIF89a...", headers=headers)
         got = http.get("/kv/sniffed")
-        assert got.headers["content-type"] == "image/gif"
+        assert (got.headers["content-type"], got.headers["keyva-content-type"]) == ("image/gif", "sniffed")
+        with keyva.open(node.directory) as db:
+            assert db.get_typed("sniffed") == keyva.Typed(b"GIF89a...", None)
         assert got.headers["x-content-type-options"] == "nosniff"
 
     def test_one_that_cannot_be_kept_is_refused(self, http: httpx.Client, node: RunningNode) -> None:

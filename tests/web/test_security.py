@@ -107,6 +107,39 @@ def test_what_is_not_http_is_refused(node: RunningNode, http: httpx.Client, wire
     assert http.get("/api/health").status_code == 200
 
 
+def test_a_whole_url_is_checked_by_its_host(node: RunningNode, http: httpx.Client) -> None:
+    http.put("/kv/whole", content=b"1")
+    for url, status in (
+        (node.url, 200),
+        ("HTTP://LOCALHOST", 200),
+        ("http://evil.example", 421),
+        ("http://user@localhost", 400),
+        ("http://", 400),
+        ("ftp://localhost", 400),
+    ):
+        assert raw_request(node.url, "GET", f"{url}/kv/whole").status == status, url
+    assert raw_request(node.url, "GET", "http://localhost").status == 200
+    assert raw_request(node.url, "GET", "http://localhost/kv/whole", {"host": "a b"}).status == 200  # it counts for nothing
+    assert raw_request(node.url, raw=b"GET http://localhost/kv/whole HTTP/1.1\r\nConnection: close\r\n\r\n").status == 400
+    own = {"host": "localhost", "origin": "http://localhost"}
+    assert raw_request(node.url, "GET", "http://127.0.0.1/kv/whole", own).status == 403
+
+
+@pytest.mark.parametrize("target", ["/kv/target#part", "/kv/target?a#part", "*", "localhost:80", "?a", "kv/target"])
+def test_other_targets_than_paths_and_urls_are_refused(node: RunningNode, http: httpx.Client, target: str) -> None:
+    assert raw_request(node.url, "PUT", target, body=b"1").status == 400
+    assert raw_request(node.url, "OPTIONS", target).status == (404 if target == "*" else 400)
+    assert http.get("/kv/target").status_code == 404
+
+
+@pytest.mark.parametrize("codings", [["gzip, chunked"], ["gzip", "chunked"], ["identity", "chunked"], ["gzip"], ["xchunked"]])
+def test_other_transfer_codings_than_chunked_are_refused(node: RunningNode, http: httpx.Client, codings: list[str]) -> None:
+    fields = "".join(f"Transfer-Encoding: {coding}\r\n" for coding in codings).encode()
+    answer = raw_request(node.url, raw=b"PUT /kv/coded HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n3\r\nabc\r\n0\r\n\r\n")
+    assert answer.status == 501
+    assert http.get("/kv/coded").status_code == 404
+
+
 def test_headers_have_limits(node: RunningNode) -> None:
     assert raw_request(node.url, headers={f"x-{number}": "1" for number in range(120)}).status == 431
     assert raw_request(node.url, headers={"x-large": "a" * 40_000}).status == 431

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import threading
@@ -12,19 +13,35 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import uvicorn
 from nodes import DEADLINE_S, eventually
 from webtools import connect, parse, raw_request, read_to_end
 
 from keyva.web.listen import listen_on, url_of
-from keyva.web.server import LIMITS, Limits, Server, make_server
+from keyva.web.server import HEAD_BYTES_MAX, LIMITS, REST_BYTES_MAX, Limits, Protocol, Server, make_server
 
-SHORT = Limits(connections=20, keep_alive_s=1, head_s=0.5, body_s=0.5, body_bytes_per_s=100_000, write_s=0.5)
+SHORT = Limits(
+    connections=20,
+    keep_alive_s=1,
+    head_s=0.5,
+    body_s=0.5,
+    body_bytes_per_s=100_000,
+    write_s=0.5,
+    linger_s=0.5,
+    linger_bytes=16_000_000,
+)
 LARGE = 64 * 1024 * 1024
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Take the body; answer /large with more than socket buffers hold, in pieces."""
+    """Take the body; answer /large with more than socket buffers hold, in pieces, /early before the body, /names with those of the headers,
+    and /stream until the client goes.
+    """
     taken = 0
+    if scope["path"] == "/early":
+        await send({"type": "http.response.start", "status": 412, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
+        return
     while (message := await receive())["type"] == "http.request":
         taken += len(message["body"])
         if not message["more_body"]:
@@ -32,6 +49,14 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     else:
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/names":
+        await send({"type": "http.response.body", "body": b",".join(name for name, _ in scope["headers"])})
+        return
+    if scope["path"] == "/stream":
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
     if scope["path"] == "/large":
         for _ in range(LARGE // 65536):
             await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
@@ -135,6 +160,241 @@ def test_fast_clients_are_served_meanwhile(running: Running) -> None:
     finally:
         for connection in slow:
             connection.close()
+
+
+HOST = b" HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def read_until(connection: socket.socket, end: bytes) -> bytes:
+    taken = b""
+    while not taken.endswith(end):
+        part = connection.recv(65536)
+        assert part, taken
+        taken += part
+    return taken
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_answer_before_the_body_is_seen_by_a_client_that_sends_first(running: Running, chunked: bool) -> None:
+    body = b"x" * 5_000_000
+    wire = (
+        b"Transfer-Encoding: chunked\r\n\r\n4c4b40\r\n" + body + b"\r\n0\r\n\r\n" if chunked else b"Content-Length: 5000000\r\n\r\n" + body
+    )
+    with connect(running.url) as connection:
+        connection.sendall(b"PUT /early" + HOST + wire + b"GET /" + HOST + b"\r\n")
+        said = ends(connection)
+    answer = parse(said)
+    assert (answer.status, answer.headers["connection"], answer.body) == (412, "close", b"no")
+
+
+def test_a_short_rest_of_a_body_is_dropped_and_the_connection_goes_on(running: Running) -> None:
+    with connect(running.url) as connection:
+        connection.sendall(b"PUT /early" + HOST + b"Content-Length: %d\r\n\r\n" % REST_BYTES_MAX)
+        assert b"connection" not in read_until(connection, b"no")
+        for _ in range(4):
+            connection.sendall(b"x" * (REST_BYTES_MAX // 4))
+        connection.sendall(b"PUT /" + HOST + b"Content-Length: 3\r\n\r\nabc")
+        assert read_until(connection, b"0\r\n\r\n").endswith(b"\r\n\r\n1\r\n3\r\n0\r\n\r\n")
+        connection.sendall(b"PUT /early" + HOST + b"Content-Length: 1000\r\n\r\n")
+        read_until(connection, b"no")
+        connection.sendall(b"x" * 1000)
+        assert ends(connection) == b""  # keep-alive runs out, without a word
+
+
+def test_after_an_early_answer_the_rest_must_come_in_time(running: Running) -> None:
+    with connect(running.url) as connection:
+        connection.sendall(b"PUT /early" + HOST + b"Content-Length: 1000\r\n\r\nabc")
+        read_until(connection, b"no")
+        assert ends(connection) == b""
+
+
+def test_a_client_that_waits_to_continue_is_answered_and_left(running: Running) -> None:
+    with connect(running.url) as connection:
+        connection.sendall(b"PUT /early" + HOST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+        answer = parse(ends(connection))
+        assert (answer.status, answer.headers["connection"]) == (412, "close")
+
+
+def test_a_client_that_is_to_continue_is_told(running: Running) -> None:
+    with connect(running.url) as connection:
+        connection.sendall(b"PUT /" + HOST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+        assert read_until(connection, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"abc")
+        assert b"200 OK" in read_until(connection, b"0\r\n\r\n")
+
+
+def test_closing_waits_for_a_bounded_time_and_number_of_bytes(running: Running) -> None:
+    connections = running.server.server_state.connections
+    eventually(lambda: not connections, "earlier tests are over")
+    with connect(running.url) as connection:
+        connection.sendall(b"PUT /early" + HOST + b"Content-Length: 5000000\r\n\r\nabc")
+        ends(connection)
+        eventually(lambda: not connections, "the server has waited long enough")
+    with connect(running.url) as connection:
+        connection.sendall(b"PUT /early" + HOST + b"Content-Length: 500000000\r\n\r\n")
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for _ in range(500):
+                connection.sendall(b"x" * 1_000_000)
+
+
+def test_trailers_are_no_headers(running: Running) -> None:
+    head, body = b"PUT /names" + HOST + b"Transfer-Encoding: chunked\r\n\r\n", b"3\r\nabc\r\n0\r\nContent-Type: image/png\r\n\r\n"
+    with connect(running.url) as connection:
+        connection.sendall(head + body + head + body)
+        for _ in range(2):
+            assert b"host,transfer-encoding\r\n" in read_until(connection, b"0\r\n\r\n")[:200]
+            connection.sendall(head + body)
+
+
+def test_what_is_no_request_does_not_take_the_answer_of_the_one_before(running: Running) -> None:
+    with connect(running.url) as connection:
+        connection.sendall(b"PUT /" + HOST + b"Content-Length: 3\r\n\r\nabcrubbish\r\n\r\n")
+        answer = parse(ends(connection))
+    assert (answer.status, answer.headers["connection"], answer.body) == (200, "close", b"1\r\n3\r\n0\r\n\r\n")
+
+
+class FakeTransport:
+    """A transport whose buffer a test fills and empties."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.reading = True
+        self.aborted = self.ended = False
+        self.written = b""
+        self._socket = socket.socket()
+
+    def get_extra_info(self, name: str) -> Any:
+        return self._socket if name == "socket" else None
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def close(self) -> None:
+        self.ended = True
+        self._socket.close()
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+
+def connected(transport: FakeTransport) -> Protocol:
+    config: uvicorn.Config = make_server(application).config
+    config.load()
+    kind: Any = config.http_protocol_class
+    protocol = kind(config=config, server_state=uvicorn.server.ServerState(), app_state={})
+    assert isinstance(protocol, Protocol)
+    protocol.connection_made(transport)
+    return protocol
+
+
+def seconds_until_cut_off(taken_per_s: int) -> int:
+    """Let a client take an answer of 10 MB, and return when it is cut off; 0 when it is not."""
+
+    async def main() -> int:
+        transport = FakeTransport()
+        protocol = connected(transport)
+        protocol._head_since = None
+        transport.waiting = 10_000_000
+        try:
+            for second in range(10_000_000):
+                protocol.check_progress(float(second))
+                if transport.aborted:
+                    return second
+                if transport.waiting == 0:
+                    break
+                transport.waiting = max(0, transport.waiting - taken_per_s)
+            return 0
+        finally:
+            transport.close()
+
+    return asyncio.run(main())
+
+
+def test_a_slow_client_may_take_its_time_but_not_for_ever() -> None:
+    write_s = int(LIMITS.write_s)
+    assert seconds_until_cut_off(LIMITS.write_bytes_per_s) == 0
+    assert seconds_until_cut_off(0) == write_s + 1
+    assert write_s < seconds_until_cut_off(LIMITS.write_bytes_per_s // 2) <= 2 * write_s
+    assert write_s < seconds_until_cut_off(1) <= 2 * write_s
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /stream" + HOST + b"\r\nGET /" + HOST + b"X: ",
+        b"GET /stream" + HOST + b"\r\nGET /",
+        b"PUT /" + HOST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: ",
+        b"PUT /" + HOST + b"Transfer-Encoding: chunked\r\n\r\n3;",
+        b"PUT /early" + HOST + b"Transfer-Encoding: chunked\r\n\r\n3;",
+    ],
+    ids=["header behind an answer", "URL behind an answer", "trailer", "chunk extension", "chunk extension behind an answer"],
+)
+def test_what_has_no_end_is_refused_wherever_it_stands(start: bytes) -> None:
+    async def main() -> None:
+        transport = FakeTransport()
+        protocol = connected(transport)
+        protocol.data_received(start)
+        while b"/stream" in start and b"first" not in transport.written:
+            await asyncio.sleep(0)
+        taken = 0
+        while not transport.ended:
+            protocol.data_received(b"a" * 1000)
+            await asyncio.sleep(0)
+            taken += 1000
+            assert taken <= HEAD_BYTES_MAX + 1000
+        protocol.connection_lost(None)
+        await asyncio.gather(*protocol.tasks)
+        transport.close()
+
+    asyncio.run(main())
+
+
+def test_a_client_that_has_gone_needs_no_answer() -> None:
+    async def main() -> None:
+        transport = FakeTransport()
+        protocol = connected(transport)
+
+        def gone() -> None:
+            raise OSError(errno.ENOTCONN, "the client has gone")
+
+        transport.write_eof = gone  # type: ignore[method-assign]
+        protocol.data_received(b"rubbish\r\n\r\n")
+        assert transport.aborted
+        transport.close()
+
+    asyncio.run(main())
+
+
+def test_requests_behind_one_that_is_served_wait_in_the_socket() -> None:
+    """The one that is served takes its body; with that no more of them are read. When the client goes, it is told, too."""
+
+    async def main() -> None:
+        transport = FakeTransport()
+        protocol = connected(transport)
+        protocol.data_received(b"PUT /stream" + HOST + b"Content-Length: 3\r\n\r\nabc" + (b"GET /" + HOST + b"\r\n") * 3)
+        while b"first" not in transport.written:
+            await asyncio.sleep(0)
+        assert not transport.reading
+        protocol.connection_lost(ConnectionResetError())
+        await asyncio.gather(*protocol.tasks)
+        transport.close()
+
+    asyncio.run(main())
 
 
 def test_connections_are_bounded(running: Running) -> None:
