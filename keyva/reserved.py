@@ -15,7 +15,17 @@ from keyva.batch import check_key, show_key
 from keyva.errors import InvalidArgumentError
 from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX
 
-__all__ = ["CONTENT_TYPE_CHARS_MAX", "Condition", "Typed", "Update", "check_content_type", "sequence_key", "type_key", "value_digest"]
+__all__ = [
+    "CONTENT_TYPE_CHARS_MAX",
+    "Condition",
+    "Typed",
+    "Update",
+    "check_content_type",
+    "check_sequence",
+    "sequence_key",
+    "type_key",
+    "value_digest",
+]
 
 TYPE_PREFIX = RESERVED_PREFIX + b"\x01"
 SEQUENCE_PREFIX = RESERVED_PREFIX + b"\x02"
@@ -78,8 +88,16 @@ def check_type_key(key: bytes) -> bytes:
 
 
 def sequence_key(name: bytes | str) -> bytes:
-    """Return the key under which the next number of the sequence ``name`` lies; raises like `check_key`."""
-    name = check_key(name)
+    """Return the key under which the next number of the sequence ``name`` lies; raises like `check_sequence`."""
+    return SEQUENCE_PREFIX + check_sequence(name)
+
+
+def check_sequence(name: bytes | str) -> bytes:
+    """Return the name of a sequence as bytes; raises like `check_key`, but FF FF may begin it, for it is no key."""
+    if isinstance(name, bytearray | memoryview):
+        name = bytes(name)
+    if type(name) is not bytes or name[:2] != RESERVED_PREFIX:
+        name = check_key(name)
     if len(name) > KEY_BYTES_MAX - len(SEQUENCE_PREFIX):
         raise InvalidArgumentError(f"sequence name {show_key(name)} is longer than {KEY_BYTES_MAX - len(SEQUENCE_PREFIX)} bytes")
-    return SEQUENCE_PREFIX + name
+    return name

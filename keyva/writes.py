@@ -18,7 +18,7 @@ import msgspec
 from keyva.batch import Batch, check_key, check_value
 from keyva.errors import CounterOverflowError, InvalidArgumentError
 from keyva.protocol import OK, decode_body, decode_error, encode
-from keyva.reserved import Condition, Typed, check_content_type, check_type_key, sequence_key, value_digest
+from keyva.reserved import Condition, Typed, check_content_type, check_sequence, check_type_key, value_digest
 
 __all__ = ["CALLS_MAX", "Entry", "Expected", "Message", "Write", "increment_of", "messages_of", "sequence_of", "update_of", "write_of"]
 
@@ -127,8 +127,7 @@ def increment_of(key: bytes | str, by: int) -> Write:
 
 def sequence_of(name: bytes | str, reset: bool) -> Write:
     """Return the write that takes a sequence's next number or resets it; raises TypeError or `InvalidArgumentError`."""
-    name = check_key(name)
-    sequence_key(name)
+    name = check_sequence(name)
     return Write(None, "sequence", [name, reset], len(name) + 32, True)
 
 

@@ -26,6 +26,7 @@ def test_names_are_any_bytes_and_no_keys(http: httpx.Client) -> None:
     for name in ("", "a/b", "%2F", "%00%FE", "%D0%BA"):
         assert [http.get(f"/seq/{name}").text for _ in range(2)] == ["0", "1"]
         assert http.get(f"/kv/{name}").status_code == 404
+    assert [http.get("/seq/%FF%FF").text for _ in range(2)] == ["0", "1"]
     assert http.get("/api/keys").json()["keys"] == []
 
 
