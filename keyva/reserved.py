@@ -94,9 +94,7 @@ def sequence_key(name: bytes | str) -> bytes:
 
 def check_sequence(name: bytes | str) -> bytes:
     """Return the name of a sequence as bytes; raises like `check_key`, but FF FF may begin it, for it is no key."""
-    if isinstance(name, bytearray | memoryview):
-        name = bytes(name)
-    if type(name) is not bytes or name[:2] != RESERVED_PREFIX:
+    if not isinstance(name, bytes) or name[:2] != RESERVED_PREFIX:
         name = check_key(name)
     if len(name) > KEY_BYTES_MAX - len(SEQUENCE_PREFIX):
         raise InvalidArgumentError(f"sequence name {show_key(name)} is longer than {KEY_BYTES_MAX - len(SEQUENCE_PREFIX)} bytes")
