@@ -7,11 +7,11 @@ atomic together: `WriteBatch` is for that.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, cast
 
-from keyva.batch import check_key, check_value, make_batch
+from keyva.batch import Puts, check_key, check_keys, check_value, make_batch
 from keyva.errors import InvalidArgumentError, KeyvaError, UnavailableError
 from keyva.writebatch import WriteBatch
 from keyva.writes import Entry, Expected, Message, Write, increment_of, messages_of, sequence_of, update_of, write_of
@@ -100,7 +100,7 @@ class Pipeline:
             return self
         return self._add(update_of({key: value}, {} if content_type is None else {key: content_type}, expect))
 
-    def put_many(self, entries: Mapping[bytes, bytes] | Mapping[str, str] | Iterable[tuple[bytes | str, bytes | str]]) -> Pipeline:
+    def put_many(self, entries: Puts) -> Pipeline:
         """Add `Client.put_many`, an atomic batch (an empty one adds nothing); its result is None."""
         batch = make_batch(entries, self._value_bytes_max)
         return self._add(write_of(batch)) if batch else self
@@ -133,7 +133,7 @@ class Pipeline:
 
     def get_many(self, keys: Sequence[bytes | str]) -> Pipeline:
         """Add `Client.get_many`; its result is the list."""
-        return self._add(Read([check_key(key) for key in keys], list))
+        return self._add(Read(check_keys(keys, "get_many"), list))
 
     def exists(self, key: bytes | str) -> Pipeline:
         """Add `Client.exists`; its result is whether there is a value."""
