@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from keyva.errors import ConfigError
-from keyva.options import LIMITS, OPTION_DOCS, Options, load_toml
+from keyva.options import KEY_BYTES_MAX, LIMITS, OPTION_DOCS, Options, load_toml
+from keyva.reserved import CONTENT_TYPE_CHARS_MAX
+from keyva.writes import messages_of, update_of
 
 TOML = Path(__file__).parent.parent / "configs" / "keyva.toml"
 HINTS = get_type_hints(Options)
@@ -117,12 +119,25 @@ class TestBadSettings:
             ({"level0_slowdown_writes_trigger": 40}, "level0_slowdown_writes_trigger"),
             ({"level0_file_num_compaction_trigger": 40}, "level0_file_num_compaction_trigger"),
             ({"max_value_size": 128 * 1024 * 1024}, "max_batch_size"),
+            ({"max_value_size": 65_536, "max_batch_size": 2 * 65_536}, "'max_batch_size' must be at least 132096"),
             ({"heartbeat_interval_s": 10}, "heartbeat_timeout_s"),
         ],
     )
     def test_settings_that_do_not_go_together(self, settings: dict[str, Any], named: str) -> None:
         with pytest.raises(ConfigError, match=named):
             Options.of(**settings)
+
+
+@pytest.mark.parametrize("types", [{}, {b"": "x" * CONTENT_TYPE_CHARS_MAX}])
+def test_a_batch_has_room_for_the_largest_value_with_the_longest_key(types: dict[bytes, str]) -> None:
+    options = Options.of(max_value_size=1000, max_batch_size=1000 + 66_560)
+    key = b"k" * (0 if types else KEY_BYTES_MAX)
+    write = update_of({key: bytes(1000)}, types, None)
+    (message,) = messages_of([write], options.max_batch_size)
+    assert len(message.body()) <= options.max_batch_size
+    messages_of([(key, bytes(1000))], options.max_batch_size)
+    with pytest.raises(ConfigError, match="max_batch_size"):
+        options.replace(max_batch_size=1000 + 66_559)
 
 
 def test_a_whole_number_serves_where_a_number_is_wanted() -> None:

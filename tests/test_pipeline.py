@@ -75,6 +75,14 @@ def test_what_is_refused_leaves_the_others_alone(db: keyva.Client) -> None:
     assert db.get("b") == b"1"
 
 
+def test_what_is_refused_in_a_message_of_its_own_leaves_those_behind_it_alone(db: keyva.Client) -> None:
+    db.put("text", "no counter")
+    pipe = db.pipeline().increment("text").get("text").put("a", "1", expect={"text": None}).get("a").put("a", "2").get("a")
+    results = pipe.execute(raise_errors=False)
+    assert [type(result) for result in results[::2]] == [keyva.NotACounterError, keyva.ConditionFailedError, type(None)]
+    assert results[1::2] == [b"no counter", None, b"2"]
+
+
 def test_arguments_are_checked_when_they_are_given(db: keyva.Client) -> None:
     pipe = db.pipeline()
     wrong: list[tuple[type[Exception], Any]] = [
