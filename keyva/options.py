@@ -168,7 +168,7 @@ def load_toml(path: str) -> dict[str, Any]:
 def _check_type(name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is Literal:
         allowed = get_args(hint)
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise ConfigError(f"setting {name!r} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
         return
     if isinstance(value, bool) and hint is not bool:

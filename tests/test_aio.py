@@ -316,24 +316,26 @@ def test_a_snapshot_that_nobody_waits_for_any_more_is_closed_in_a_thread(node: R
     assert threading.main_thread() not in entries.threads
 
 
-def threads_of_lanes() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("keyva-aio")]
-
-
 @pytest.mark.parametrize("kind", ["local", "remote"])
 def test_a_forgotten_client_is_closed_by_its_thread(node: RunningNode, kind: str) -> None:
+    threads: list[threading.Thread] = []
+
     async def made() -> tuple[aio.Client, keyva.Client]:
         db = await (aio.open(node.directory) if kind == "local" else aio.connect(node.endpoint))
         await db.put("a", "1")
         assert await db.get("a") == b"1"
+        threads.extend(each._thread for each in (db._writes, db._lane) if each is not None)
         return db, db._client
+
+    def gone(client: keyva.Client) -> bool:
+        return client.closed and not any(thread.is_alive() for thread in threads)
 
     async def forget() -> keyva.Client:
         db, client = await made()
         await asyncio.sleep(0)  # the turn after an answer
         with client._connect_lock:  # a destructor may run where this is held
             del db
-        await asyncio.to_thread(eventually, lambda: client.closed and not threads_of_lanes(), "the client is closed while the loop runs")
+        await asyncio.to_thread(eventually, lambda: gone(client), "the client is closed while the loop runs")
         db, client = await made()
         for number in range(100):
             asyncio.ensure_future(db.put(f"forgotten-{number}", "1"))  # noqa: RUF006 - forgotten is what they are to be
@@ -342,7 +344,7 @@ def test_a_forgotten_client_is_closed_by_its_thread(node: RunningNode, kind: str
 
     client = asyncio.run(forget())
     gc.collect()
-    eventually(lambda: client.closed and not threads_of_lanes(), "it is closed when its loop has ended with calls under way")
+    eventually(lambda: gone(client), "it is closed when its loop has ended with calls under way")
 
 
 def test_a_forgotten_remote_snapshot_is_closed_in_a_thread(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ class TestPuts:
             [("a", "1"), (b"a", "2"), ("b", b"4"), (bytearray(b"a"), bytearray(b"3"))],
             [(b"b", b"4"), (memoryview(b"a"), b"1"), (bytearray(b"a"), memoryview(b"3"))],
             [[b"b", b"4"], [b"a", b"1"], [b"a", b"3"]],
-            {"a": "1", b"a": b"3", "b": "4"},
+            {"b": "4", b"a": b"3"},
             {b"a": b"3", b"b": b"4"},
             {"a": "3", "b": "4"},
         ],

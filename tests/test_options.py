@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -81,6 +83,11 @@ class TestBadSettings:
     def test_a_wrong_type(self, name: str, value: Any) -> None:
         with pytest.raises(ConfigError, match=name):
             Options.of(**{name: value})
+
+    def test_bytes_are_no_text_and_are_not_compared_with_any(self) -> None:
+        program = "from keyva.options import Options\ntry: Options.of(durability=b'sync')\nexcept ValueError as error: print(error)"
+        told = subprocess.run([sys.executable, "-bb", "-c", program], check=True, capture_output=True, text=True).stdout
+        assert told == "setting 'durability' must be one of 'sync', 'os', not b'sync'\n"
 
     @pytest.mark.parametrize("name", list(DEFAULTS))
     def test_a_truth_value_is_no_number_and_no_text(self, name: str) -> None:
