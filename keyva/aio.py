@@ -4,10 +4,12 @@ Writes made in one turn of the event loop, and those made while an earlier messa
 together. On the node's host reads are done at once, in the event loop, from the store's files: 0.5 us from memory, some microseconds from
 a block in the page cache; where that must not wait for a disk, use a thread. Elsewhere reads are gathered like writes.
 
-Messages are sent by one thread for writes and one for reads (`_Lane`), over a `keyva.Client` that repeats, waits and reconnects as ever.
+Messages are sent by one thread for writes and one for reads (`keyva.lane`), over a `keyva.Client` that repeats, waits and reconnects as
+ever.
 
 Invariants: writes are made in the order of their calls; a call that is cancelled before its message was sent is not sent, one that is
-cancelled later is made or not, and its answer is dropped; at most `PENDING_MAX` calls are pending, and one beyond that waits.
+cancelled later is made or not, and its answer is dropped; nothing that may wait for a node is done in the event loop, whether it is
+left, cancelled or forgotten.
 """
 
 from __future__ import annotations
@@ -15,131 +17,80 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import queue
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
 import keyva
-from keyva.batch import check_key, check_value, make_batch
-from keyva.errors import ClosedError, InvalidArgumentError, KeyvaError
+from keyva.batch import Puts, check_key, check_keys, check_value, make_batch
+from keyva.errors import InvalidArgumentError, KeyvaError
 from keyva.iterator import Iterator
-from keyva.pipeline import Pipeline, Read, hand_out, raise_first
+from keyva.lane import Chain, Lane, do_reads, send_writes
+from keyva.pipeline import Pipeline, Read, hand_out, is_read, not_sent, raise_first
 from keyva.remote import RemoteSnapshot
 from keyva.reserved import Typed
 from keyva.view import Snapshot
 from keyva.writebatch import WriteBatch
-from keyva.writes import Entry, Expected, Write, increment_of, messages_of, sequence_of, update_of, write_of
+from keyva.writes import Entry, Expected, Write, increment_of, sequence_of, update_of, write_of
 
 __all__ = ["Client", "connect", "open"]
-
-PENDING_MAX = 100_000
-"""Calls that may wait for their message."""
 
 SCAN_ENTRIES = 500
 """Entries that an iterator takes before it lets other tasks run."""
 
 
-async def open(directory: str | os.PathLike[str], **settings: Any) -> Client:  # noqa: A001 - the name of keyva.open
+async def open(directory: str | os.PathLike[str], *, timeout_s: float = 30.0, **settings: Any) -> Client:  # noqa: A001 - as keyva.open
     """Open the store in ``directory``: see `keyva.open`."""
-    return Client(await asyncio.to_thread(keyva.open, directory, **settings))
+    return Client(await _made_in_thread(partial(keyva.open, directory, timeout_s=timeout_s, **settings)))
 
 
-async def connect(endpoint: str, **settings: Any) -> Client:
+async def connect(
+    endpoint: str,
+    *,
+    timeout_s: float = 30.0,
+    curve_server_key: str | bytes | None = None,
+    curve_secret_key_file: str | os.PathLike[str] | None = None,
+) -> Client:
     """Connect to the node at ``endpoint``: see `keyva.connect`."""
-    return Client(await asyncio.to_thread(keyva.connect, endpoint, **settings))
+    make = partial(
+        keyva.connect,
+        endpoint,
+        timeout_s=timeout_s,
+        curve_server_key=curve_server_key,
+        curve_secret_key_file=curve_secret_key_file,
+    )
+    return Client(await _made_in_thread(make))
 
 
-class _Call(NamedTuple):
-    what: Any
-    option: Any
-    future: asyncio.Future[Any]
+class _Closable(Protocol):
+    def close(self) -> None: ...
 
 
-class _Lane:
-    """Gathers calls and hands them, one group at a time, to a thread that runs ``work(calls)`` and returns their results."""
+_Made = TypeVar("_Made", bound=_Closable)
 
-    def __init__(self, name: str, work: Callable[[list[_Call]], list[Any]]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._work = work
-        self._pending: list[_Call] = []
-        self._busy = self._scheduled = False
-        self._room: deque[asyncio.Future[None]] = deque()
-        self._groups: queue.SimpleQueue[list[_Call] | None] = queue.SimpleQueue()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"keyva-aio-{name}", daemon=True)
-        self._thread.start()
 
-    async def call(self, what: Any, option: Any = None) -> Any:
-        """Add a call to the next message and wait for its result; raises the error that is its result."""
-        while len(self._pending) >= PENDING_MAX:
-            room = self._loop.create_future()
-            self._room.append(room)
-            await room
-        if self._closed:
-            raise ClosedError("the client is closed")
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._pending.append(_Call(what, option, future))
-        if not (self._busy or self._scheduled):
-            self._scheduled = True
-            self._loop.call_soon(self._send)
-        return await future
+async def _made_in_thread(make: Callable[[], _Made]) -> _Made:
+    """Return what ``make()`` gives in a thread; it is closed there when nobody waits for it any more."""
+    loop = asyncio.get_running_loop()
+    making = loop.run_in_executor(None, make)
 
-    def _send(self) -> None:
-        self._scheduled = False
-        calls = [call for call in self._pending if not call.future.done()]
-        self._pending = []
-        while self._room:
-            room = self._room.popleft()
-            if not room.done():
-                room.set_result(None)
-        self._busy = bool(calls)
-        if calls:
-            self._idle.clear()
-            self._groups.put(calls)
-        else:
-            self._idle.set()
+    def close(made: asyncio.Future[_Made]) -> None:
+        if not made.cancelled() and made.exception() is None:
+            loop.run_in_executor(None, made.result().close)
 
-    def _run(self) -> None:
-        while (calls := self._groups.get()) is not None:
-            try:
-                results = self._work(calls)
-            except BaseException as error:  # to whoever waits; this thread must live on
-                results = [error] * len(calls)
-            try:
-                self._loop.call_soon_threadsafe(self._deliver, calls, results)
-            except RuntimeError:  # the loop was closed: nobody waits
-                return
-
-    def _deliver(self, calls: list[_Call], results: list[Any]) -> None:
-        for call, result in zip(calls, results, strict=True):
-            if call.future.done():
-                continue
-            if isinstance(result, BaseException):
-                call.future.set_exception(result)
-            else:
-                call.future.set_result(result)
-        # not at once: those who were waiting may call again in this turn
-        self._loop.call_soon(self._send)
-
-    async def close(self) -> None:
-        """Refuse new calls, wait for those under way, and end the thread."""
-        self._closed = True
-        while self._pending or not self._idle.is_set():
-            await self._idle.wait()
-            await asyncio.sleep(0)
-        self._groups.put(None)
-        await asyncio.to_thread(self._thread.join)
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(close)
+        raise
 
 
 class _Calls:
     """The read calls, over a `keyva.Client` or a snapshot of it."""
 
     _source: Any
-    _lane: _Lane | None
+    _lane: Lane | None
     """None where reads are done in the event loop."""
 
     async def _read(self, name: str, *arguments: Any, **options: Any) -> Any:
@@ -161,7 +112,7 @@ class _Calls:
             raise TypeError("get_many takes a sequence of keys, not one key")
         if self._lane is None:
             return self._source.get_many(keys)  # type: ignore[no-any-return]
-        return await self._lane.call([check_key(key) for key in keys], self._source)  # type: ignore[no-any-return]
+        return await self._lane.call(check_keys(keys, "get_many"), self._source)  # type: ignore[no-any-return]
 
     async def exists(self, key: bytes | str) -> bool:
         """See `keyva.Client.exists`."""
@@ -173,35 +124,85 @@ class _Calls:
 
     async def content_types(self, keys: Sequence[bytes | str]) -> list[str | None]:
         """See `keyva.Client.content_types`."""
-        return await self._read("content_types", keys)  # type: ignore[no-any-return]
+        return await self._read("content_types", check_keys(keys, "content_types"))  # type: ignore[no-any-return]
 
     async def snapshot(self) -> AsyncSnapshot:
         """See `keyva.Client.snapshot`."""
-        return AsyncSnapshot(await self._read("snapshot"), self._lane)
+        take = self._source.snapshot
+        return AsyncSnapshot(take() if self._lane is None else await _made_in_thread(take), self._lane)
 
-    async def iterator(self, start: bytes | str | None = None, stop: bytes | str | None = None, **options: Any) -> AsyncIterator[Any]:
+    async def iterator(
+        self,
+        start: bytes | str | None = None,
+        stop: bytes | str | None = None,
+        *,
+        include_start: bool = True,
+        include_stop: bool = False,
+        prefix: bytes | str | None = None,
+        reverse: bool = False,
+        include_key: bool = True,
+        include_value: bool = True,
+    ) -> AsyncIterator[Any]:
         """See `keyva.Client.iterator`; use it with ``async for``. Other tasks run every `SCAN_ENTRIES` entries."""
-        entries: Iterator = await self._read("iterator", start, stop, **options)
+        scan = _Scan(
+            partial(
+                self._source.iterator,
+                start,
+                stop,
+                include_start=include_start,
+                include_stop=include_stop,
+                prefix=prefix,
+                reverse=reverse,
+                include_key=include_key,
+                include_value=include_value,
+            )
+        )
+        loop = asyncio.get_running_loop()
         try:
             while True:
-                part = _take(entries, SCAN_ENTRIES) if self._lane is None else await asyncio.to_thread(_take, entries, SCAN_ENTRIES)
+                part = scan.take() if self._lane is None else await loop.run_in_executor(None, scan.take)
                 for entry in part:
                     yield entry
                 if len(part) < SCAN_ENTRIES:
                     return
                 await asyncio.sleep(0)
         finally:
-            entries.close()
+            if self._lane is None:
+                scan.close()
+            else:
+                await asyncio.shield(loop.run_in_executor(None, scan.close))
 
 
-def _take(entries: Iterator, count: int) -> list[Any]:
-    return [entry for _, entry in zip(range(count), entries, strict=False)]
+class _Scan:
+    """An iterator, opened when it is first asked; used by one thread at a time, whatever becomes of the task that waits for it."""
+
+    def __init__(self, iterate: Callable[[], Iterator]) -> None:
+        self._iterate = iterate
+        self._entries: Iterator | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def take(self) -> list[Any]:
+        """Return the next `SCAN_ENTRIES` entries, fewer at the end."""
+        with self._lock:
+            if self._closed:
+                return []  # to nobody: the task was cancelled before this thread began
+            if self._entries is None:
+                self._entries = self._iterate()
+            return [entry for _, entry in zip(range(SCAN_ENTRIES), self._entries, strict=False)]
+
+    def close(self) -> None:
+        """Let the snapshot go, when a thread that takes entries is done."""
+        with self._lock:
+            self._closed = True
+            if self._entries is not None:
+                self._entries.close()
 
 
 class AsyncSnapshot(_Calls):
     """One moment of a store. See `keyva.Snapshot`."""
 
-    def __init__(self, source: Snapshot | RemoteSnapshot, lane: _Lane | None) -> None:
+    def __init__(self, source: Snapshot | RemoteSnapshot, lane: Lane | None) -> None:
         self._source = source
         self._lane = lane
 
@@ -214,6 +215,11 @@ class AsyncSnapshot(_Calls):
         """Let files and memory go. May be called twice."""
         await self._read("close")
 
+    def __del__(self) -> None:
+        lane = getattr(self, "_lane", None)
+        if lane is not None and not self._source.closed:
+            lane.do_later(self._source.close)  # in its thread: the reader is told
+
     async def __aenter__(self) -> AsyncSnapshot:
         return self
 
@@ -225,9 +231,10 @@ class Client(_Calls):
     """A store, for the tasks of one event loop. Made by `open` and `connect`, in the loop that uses it."""
 
     def __init__(self, client: keyva.Client) -> None:
+        local = client._connections().view is not None
         self._client = self._source = client
-        self._writes = _Lane("writes", self._do_writes)
-        self._lane = None if client._connections().view is not None else _Lane("reads", self._do_reads)
+        self._writes = Lane("writes", partial(send_writes, client))
+        self._lane = None if local else Lane("reads", do_reads)
 
     # Writing
 
@@ -244,13 +251,11 @@ class Client(_Calls):
         key = check_key(key)
         value = check_value(key, value, self._value_bytes_max())
         if content_type is None and expect is None:
-            await self._writes.call((key, value), sync)
+            await self._write((key, value), sync)
         else:
             await self._write(update_of({key: value}, {} if content_type is None else {key: content_type}, expect), sync)
 
-    async def put_many(
-        self, entries: Mapping[bytes, bytes] | Mapping[str, str] | Iterable[tuple[bytes | str, bytes | str]], *, sync: bool | None = None
-    ) -> None:
+    async def put_many(self, entries: Puts, *, sync: bool | None = None) -> None:
         """See `keyva.Client.put_many`."""
         batch = make_batch(entries, self._value_bytes_max())
         if batch:
@@ -283,52 +288,19 @@ class Client(_Calls):
 
     async def write(self, batch: WriteBatch, *, sync: bool | None = None, expect: Expected | None = None) -> None:
         """See `keyva.Client.write`."""
+        self._client._connections()  # an empty batch too is refused by a closed client
         if batch._entries:
             await self._write(update_of(dict(batch._entries), dict(batch._types), expect), sync if sync is not None else batch._sync)
 
     async def _write(self, write: Write | Entry, sync: bool | None) -> Any:
-        if isinstance(write, Write) and write.size > (limit := self._client._batch_bytes_max()):
-            raise InvalidArgumentError(f"the batch has about {write.size} bytes, more than max_batch_size = {limit}")
+        # here, for in the lane's thread it would be an error of all calls that travel together
+        size = write.size if isinstance(write, Write) else write_of(dict([write])).size
+        if size > (limit := self._client._batch_bytes_max()):
+            raise InvalidArgumentError(f"the batch has about {size} bytes, more than max_batch_size = {limit}")
         return await self._writes.call(write, sync)
 
     def _value_bytes_max(self) -> int:
         return self._client._value_bytes_max()
-
-    def _do_writes(self, calls: list[_Call]) -> list[Any]:
-        """In the lane's thread: one message for each run of writes of one durability; what failed leaves the others alone."""
-        results: list[Any] = []
-        at = 0
-        while at < len(calls):
-            end = at + 1
-            while end < len(calls) and calls[end].option is calls[at].option:
-                end += 1
-            writes = [call.what for call in calls[at:end]]
-            for message in messages_of(writes, self._client._batch_bytes_max()):
-                try:
-                    results += self._client._send(message, calls[at].option)
-                except Exception as error:
-                    results += [error] * len(message.owners)
-            at = end
-        return results
-
-    def _do_reads(self, calls: list[_Call]) -> list[Any]:
-        """In the lane's thread: one message for all gets of one source."""
-        results: list[Any] = [None] * len(calls)
-        sources = {id(call.option): call.option for call in calls}
-        for source in sources.values():
-            places = [place for place, call in enumerate(calls) if call.option is source]
-            try:
-                values = source.get_many([key for place in places for key in calls[place].what])
-            except Exception as error:
-                for place in places:
-                    results[place] = error
-                continue
-            at = 0
-            for place in places:
-                count = len(calls[place].what)
-                results[place] = values[at : at + count]
-                at += count
-        return results
 
     # Maintenance
 
@@ -362,6 +334,10 @@ class Client(_Calls):
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_writes") and not self._client.closed:
+            self._writes.do_later(self._client.close)  # in its thread: here it would block, or meet its own locks
 
 
 class AsyncWriteBatch(WriteBatch):
@@ -401,24 +377,36 @@ class AsyncPipeline(Pipeline):
         calls, self._calls = self._calls, []
         results: list[Any] = []
         self.results = results
-        for reading, run in itertools.groupby(calls, lambda call: isinstance(call, Read)):
+        chain = Chain()
+        for reading, part in itertools.groupby(calls, is_read):
+            if chain.error is not None:
+                break
             if reading:
-                await self._read_async(cast("list[Read]", list(run)), results)
+                await self._read_async(cast("list[Read]", list(part)), results, chain)
             else:
-                # all in one turn, so that they travel together
-                writes = [self._async_client._write(cast("Write | Entry", call), self._sync) for call in run]
-                results += await asyncio.gather(*writes, return_exceptions=True)
+                await self._write_async(cast("list[Write | Entry]", list(part)), results, chain)
+        if chain.error is not None:
+            error = chain.error
+            results += [not_sent(error) for _ in range(len(calls) - len(results))]
         if raise_errors:
             raise_first(results)
         return results
 
-    async def _read_async(self, reads: list[Read], results: list[Any]) -> None:
+    async def _read_async(self, reads: list[Read], results: list[Any], chain: Chain) -> None:
         try:
             values = await self._async_client.get_many([key for read in reads for key in read.keys])
         except KeyvaError as error:
+            chain.error = error
             results += [error] * len(reads)
         else:
             hand_out(reads, values, results)
+
+    async def _write_async(self, writes: list[Write | Entry], results: list[Any], chain: Chain) -> None:
+        try:
+            results += await self._async_client._writes.call_all(writes, self._sync, chain)  # in one turn, so that they travel together
+        except KeyvaError as error:
+            chain.error = error
+            results += [error] * len(writes)
 
     def __enter__(self) -> Pipeline:
         raise TypeError("use 'async with', not 'with'")

@@ -3,18 +3,22 @@
 An iterator stands in a gap between two keys. `next` gives the entry behind the gap (before it, with ``reverse``) and steps over it;
 `prev` gives the one before and steps back; ``seek(key)`` moves to the gap just below ``key``. An iterator sees the store as it was
 when it was made.
+
+Invariant: what moves or closes the iterator inside a ``for`` loop over it takes effect at once. A loop runs in C over list iterators;
+those it stands on are exhausted when others take their place, so that it asks for the new ones.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from collections.abc import Iterator as Iterable_
 from itertools import chain
 from typing import Any
 
-from keyva.batch import check_key
-from keyva.errors import ClosedError
-from keyva.options import RESERVED_PREFIX
+from keyva.batch import check_key, show_key
+from keyva.errors import ClosedError, InvalidArgumentError
+from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX
 
 __all__ = ["Iterator", "range_bounds"]
 
@@ -37,19 +41,23 @@ def prefix_end(prefix: bytes) -> bytes:
 def range_bounds(
     start: bytes | str | None, stop: bytes | str | None, include_start: bool, include_stop: bool, prefix: bytes | str | None
 ) -> tuple[bytes, bytes]:
-    """Turn plyvel's range arguments into [low, high); raises TypeError when ``prefix`` comes with ``start`` or ``stop``."""
+    """Turn plyvel's range arguments into [low, high).
+
+    Raises TypeError when ``prefix`` comes with ``start`` or ``stop``, and for what is no text or bytes; `InvalidArgumentError` for text
+    that is not valid UTF-8. A bound may be longer than any key, and above the last one.
+    """
     if prefix is not None:
         if start is not None or stop is not None:
             raise TypeError("'prefix' cannot be used together with 'start' or 'stop'")
-        low = prefix.encode() if isinstance(prefix, str) else _as_bytes(prefix, "prefix")
+        low = _as_bytes(prefix, "prefix")
         return low, prefix_end(low)
     low, high = b"", RESERVED_PREFIX
     if start is not None:
-        low = start.encode() if isinstance(start, str) else _as_bytes(start, "start")
+        low = _as_bytes(start, "start")
         if not include_start:
             low += b"\0"
     if stop is not None:
-        high = stop.encode() if isinstance(stop, str) else _as_bytes(stop, "stop")
+        high = _as_bytes(stop, "stop")
         if include_stop:
             high += b"\0"
         high = min(high, RESERVED_PREFIX)
@@ -57,9 +65,16 @@ def range_bounds(
 
 
 def _as_bytes(value: Any, name: str) -> bytes:
-    if not isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, str):
+        try:
+            value = value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(f"{name} {show_key(value)} is not valid UTF-8 text: {error.reason}") from None
+    elif not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"{name} must be bytes or str, not {type(value).__name__}")
-    return bytes(value)
+    bound = bytes(value)
+    # no key lies between a longer one and this, for which a message has room
+    return bound if len(bound) <= KEY_BYTES_MAX else bound[:KEY_BYTES_MAX] + b"\0"
 
 
 class Iterator:
@@ -86,15 +101,15 @@ class Iterator:
         self._include = (include_key, include_value)
         self._on_close = on_close
         self._closed = False
+        self._cursor: Any = iter(())
+        self._at: Any = self._cursor
+        self._values_at: Any = self._cursor
         self._reset(self._high if reverse else self._low)
 
     def _reset(self, gap: bytes) -> None:
         self._gap = gap  # where the loaded chunk begins, as a gap below this key
-        self._keys: list[bytes] = _NO_KEYS
-        self._values: list[bytes] = _NO_KEYS
-        self._cursor: Any = iter(())
-        self._at: Any = self._cursor
         self._ahead: Entries | None = None
+        self._take(_NO_KEYS, _NO_KEYS)
 
     def __iter__(self) -> Iterable_[Any]:
         """Iterate from where the iterator stands; a C-level loop over lists of entries."""
@@ -105,7 +120,7 @@ class Iterator:
         while True:
             cursor = self._cursor
             yield cursor
-            # prev() or seek() inside the loop replaced the cursor: go on there
+            # prev(), seek() or close() inside the loop replaced the cursor: go on there
             if cursor is self._cursor and not self._load_next():
                 return
 
@@ -132,6 +147,8 @@ class Iterator:
 
     def _place(self, position: int) -> None:
         """Stand before the entry at ``position`` of the loaded chunk."""
+        self._at.__setstate__(sys.maxsize)  # to their ends: a loop that stands on them is to ask for those made here
+        self._values_at.__setstate__(sys.maxsize)
         include_key, include_value = self._include
         at: Any
         if include_key:
@@ -139,22 +156,26 @@ class Iterator:
         else:
             at = iter(self._values if include_value else [None] * len(self._keys))
         at.__setstate__(position)
-        self._cursor = self._at = at
+        self._cursor = self._at = self._values_at = at
         if include_key and include_value:
             values: Any = iter(self._values)
             values.__setstate__(position)
+            self._values_at = values
             self._cursor = zip(at, values, strict=True)  # in a loop that takes each pair apart it makes one tuple for all of them
 
     def _load_next(self) -> bool:
-        if self._closed:
-            return False
+        self._check_open()
         gap = self._gap_behind()
         if self._ahead is None:
             self._ahead = self._fetch(self._low, gap, True) if self._reverse else self._fetch(gap, self._high, False)
-        for keys, values in self._ahead:
-            self._gap = gap
-            self._take(keys, values)
-            return True
+        try:
+            for keys, values in self._ahead:
+                self._gap = gap
+                self._take(keys, values)
+                return True
+        except BaseException:
+            self._ahead = None  # a generator that has raised would say next time that this is the end
+            raise
         return False
 
     def _load_previous(self) -> bool:

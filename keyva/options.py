@@ -21,6 +21,9 @@ KEY_BYTES_MAX = 65536
 RESERVED_PREFIX = b"\xff\xff"
 """Keys that begin with these bytes belong to the store itself."""
 
+BATCH_AROUND_BYTES = 1024
+"""What a batch of one value takes beside value and key, amply: lengths, and a content type with a short key."""
+
 KIB = 1024
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -134,7 +137,7 @@ OPTION_DOCS: dict[str, str] = {
     "delayed_write_rate": "Bytes per second taken while writes are slowed down.",
     "write_stall_timeout_s": "Seconds a write waits for flusher or compactor before it is refused with WriteStallError.",
     "max_value_size": "Bytes of the largest value.",
-    "max_batch_size": "Bytes of the largest write batch, encoded.",
+    "max_batch_size": "Bytes of the largest write batch, encoded; at least max_value_size + 66560, for one value and its key.",
     "allow_mmap_reads": "Read SSTs through a memory map instead of pread. A little faster; but an I/O error then kills the "
     "process with SIGBUS instead of raising an error.",
     "readers": "Reader processes, for clients that are not on this host. 0 is allowed when all clients are local.",
@@ -166,7 +169,7 @@ def load_toml(path: str) -> dict[str, Any]:
 def _check_type(name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is Literal:
         allowed = get_args(hint)
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise ConfigError(f"setting {name!r} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
         return
     if isinstance(value, bool) and hint is not bool:
@@ -185,8 +188,10 @@ def _check_ranges(options: Options) -> None:
         raise ConfigError("setting 'level0_slowdown_writes_trigger' must not be above 'level0_stop_writes_trigger'")
     if options.level0_file_num_compaction_trigger > options.level0_stop_writes_trigger:
         raise ConfigError("setting 'level0_file_num_compaction_trigger' must not be above 'level0_stop_writes_trigger'")
-    if options.max_value_size + KEY_BYTES_MAX > options.max_batch_size:
-        raise ConfigError("setting 'max_batch_size' must leave room for a value of 'max_value_size' and its key")
+    if options.max_batch_size < (least := options.max_value_size + KEY_BYTES_MAX + BATCH_AROUND_BYTES):
+        raise ConfigError(
+            f"setting 'max_batch_size' must be at least {least}: a value of 'max_value_size', its key, and what is around them"
+        )
     if options.heartbeat_timeout_s < 2 * options.heartbeat_interval_s:
         raise ConfigError("setting 'heartbeat_timeout_s' must be at least twice 'heartbeat_interval_s'")
 

@@ -7,19 +7,22 @@ atomic together: `WriteBatch` is for that.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, cast
 
-from keyva.batch import check_key, check_value, make_batch
-from keyva.errors import InvalidArgumentError, KeyvaError, UnavailableError
+from keyva.batch import Puts, check_key, check_keys, check_value, make_batch
+from keyva.errors import ConditionFailedError, InvalidArgumentError, KeyvaError, UnavailableError
 from keyva.writebatch import WriteBatch
 from keyva.writes import Entry, Expected, Message, Write, increment_of, messages_of, sequence_of, update_of, write_of
 
-__all__ = ["Pipeline", "Read", "hand_out", "raise_first"]
+__all__ = ["REFUSED", "Pipeline", "Read", "hand_out", "is_read", "not_sent", "raise_first"]
 
 CALLS_MAX = 1_000_000
 """Calls one pipeline may collect."""
+
+REFUSED = (InvalidArgumentError, ConditionFailedError)
+"""Errors of one call, which leave those behind it alone. Others say that a message got no answer, or was refused as a whole."""
 
 _TOO_MANY = f"a pipeline holds at most {CALLS_MAX} calls; execute it"
 
@@ -44,8 +47,14 @@ class Read:
         self.result = result
 
 
-def _is_read(call: Write | Entry | Read) -> bool:
+def is_read(call: Write | Entry | Read) -> bool:
+    """Say whether a call reads."""
     return type(call) is Read
+
+
+def not_sent(error: Exception) -> UnavailableError:
+    """Return the result of a call behind a message that failed with ``error``."""
+    return UnavailableError(f"not sent, for a call before it failed: {error}")
 
 
 def hand_out(reads: Sequence[Read], values: list[bytes | None], results: list[Any]) -> None:
@@ -100,7 +109,7 @@ class Pipeline:
             return self
         return self._add(update_of({key: value}, {} if content_type is None else {key: content_type}, expect))
 
-    def put_many(self, entries: Mapping[bytes, bytes] | Mapping[str, str] | Iterable[tuple[bytes | str, bytes | str]]) -> Pipeline:
+    def put_many(self, entries: Puts) -> Pipeline:
         """Add `Client.put_many`, an atomic batch (an empty one adds nothing); its result is None."""
         batch = make_batch(entries, self._value_bytes_max)
         return self._add(write_of(batch)) if batch else self
@@ -133,7 +142,7 @@ class Pipeline:
 
     def get_many(self, keys: Sequence[bytes | str]) -> Pipeline:
         """Add `Client.get_many`; its result is the list."""
-        return self._add(Read([check_key(key) for key in keys], list))
+        return self._add(Read(check_keys(keys, "get_many"), list))
 
     def exists(self, key: bytes | str) -> Pipeline:
         """Add `Client.exists`; its result is whether there is a value."""
@@ -143,20 +152,20 @@ class Pipeline:
         """Send the calls, clear them, and return their results in order.
 
         A call that was refused (a counter that is none, a condition that failed) leaves the others alone. Its error is raised when all were
-        done, or with ``raise_errors`` False is its result. When a message gets no answer, the calls behind it are not
-        sent, and their result says so.
+        done, or with ``raise_errors`` False is its result. When a message gets no answer, or is refused as a whole (a write stall, a
+        full disk), the calls behind it are not sent, and their result says so.
         """
         calls, self._calls = self._calls, []
         results: list[Any] = []
         self.results = results
         try:
-            for reading, run in itertools.groupby(calls, _is_read):
+            for reading, run in itertools.groupby(calls, is_read):
                 if reading:
                     self._read(cast("list[Read]", list(run)), results)
                 else:
                     self._write(cast("list[Write | Entry]", list(run)), results)
         except KeyvaError as error:
-            results += [UnavailableError(f"not sent, for a call before it failed: {error}") for _ in range(len(calls) - len(results))]
+            results += [not_sent(error) for _ in range(len(calls) - len(results))]
         if raise_errors:
             raise_first(results)
         return results
@@ -174,7 +183,10 @@ class Pipeline:
         try:
             for message in messages_of(writes, self._client._batch_bytes_max()):
                 failing = len(message.owners)
-                results += self._client._send(message, self._sync)
+                try:
+                    results += self._client._send(message, self._sync)
+                except REFUSED as error:  # of a message of one call, whose error is raised
+                    results += [error] * failing
         except KeyvaError as error:
             results += [error] * failing
             raise

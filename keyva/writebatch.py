@@ -51,11 +51,12 @@ class WriteBatch:
         self._types.pop(key, None)
 
     def append(self, other: WriteBatch) -> None:
-        """Add all entries of another batch."""
+        """Add all entries of another batch, with their content types."""
+        types = dict(other._types)  # the other may be this one
         for key in other._entries:
             self._types.pop(key, None)
         self._entries.update(other._entries)
-        self._types.update(other._types)
+        self._types.update(types)
 
     def clear(self) -> None:
         """Drop all entries."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from nodes import RunningNode
+from nodes import DEADLINE_S, RunningNode, eventually
 
 import keyva
-from keyva import aio
+from keyva import aio, lane
 
 Check = Callable[[aio.Client, RunningNode], Awaitable[None]]
 
@@ -58,6 +59,7 @@ def test_the_calls_are_those_of_the_client(run: Callable[[Check], None]) -> None
         await db.put("a", "1", sync=True)
         await db.put_many({"b": "2", "c": "3"})
         await db.put_many({})
+        await db.put_many({"b": b"2"})
         await db.put("t", "4", content_type="x/y", expect={"t": None})
         assert await db.get("a") == b"1"
         assert await db.get("zz", b"none") == b"none"
@@ -180,7 +182,7 @@ def test_a_call_cancelled_on_its_way_leaves_nothing_behind(run: Callable[[Check]
         assert await waiting == 1
         assert await db.get("n") == b"1", "it was under way, and made once"
         assert await db.increment("n") == 2
-        assert db._writes._pending == []
+        assert not db._writes._pending
 
     run(check)
 
@@ -199,18 +201,170 @@ def test_a_killed_writer_is_waited_for(run: Callable[[Check], None]) -> None:
     run(check)
 
 
-def test_more_calls_than_may_be_pending_wait(run: Callable[[Check], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_beyond_what_may_be_pending_are_made_in_the_order_of_their_calls(
+    run: Callable[[Check], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "PENDING_MAX", 10)
+
     async def check(db: aio.Client, _: RunningNode) -> None:
-        monkeypatch.setattr(aio, "PENDING_MAX", 10)
-        calls = [asyncio.ensure_future(db.increment("n")) for _ in range(105)]
-        largest = 0
-        while not all(call.done() for call in calls):
-            largest = max(largest, len(db._writes._pending))
+        for _round in range(3):
+            calls = [asyncio.ensure_future(db.put("k", str(number))) for number in range(11)]
             await asyncio.sleep(0)
-        assert sorted([await call for call in calls]) == list(range(1, 106))
-        assert largest == 10
+            await asyncio.gather(*calls, db.put("k", "late"))
+            assert await db.get("k") == b"late"
+        numbers = [asyncio.ensure_future(db.increment("n")) for _ in range(105)]
+        assert await asyncio.gather(*numbers) == list(range(1, 106))
 
     run(check)
+
+
+def test_an_entry_too_large_for_a_batch_is_refused_before_it_travels_with_others(run: Callable[[Check], None]) -> None:
+    async def check(db: aio.Client, _: RunningNode) -> None:
+        db._client._connections().max_batch_size = 1000  # less than a value may have: no node allows such settings
+        results = await asyncio.gather(
+            db.put("other", "1", sync=True), db.put("mine", "1"), db.increment("n"), db.put("big", bytes(1000)), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [type(None), type(None), int, keyva.InvalidArgumentError]
+        assert await db.get_many(["other", "mine", "n", "big"]) == [b"1", b"1", b"1", None]
+
+    run(check)
+
+
+class SlowEntries:
+    """An iterator of three entries that waits for `go` and notes who does what; only one thread at a time may use it."""
+
+    def __init__(self, waits_in: str) -> None:
+        self.waits_in = waits_in
+        self.done: list[str] = []
+        self.threads: set[threading.Thread] = set()
+        self.begun, self.go = threading.Event(), threading.Event()
+        self._used = threading.Lock()
+
+    def _use(self, what: str) -> None:
+        assert self._used.acquire(blocking=False), "two threads at once"
+        try:
+            self.threads.add(threading.current_thread())
+            if what == self.waits_in:
+                self.begun.set()
+                self.go.wait(2.0 if threading.current_thread() is threading.main_thread() else DEADLINE_S)
+            self.done.append(what)
+        finally:
+            self._used.release()
+
+    def __iter__(self) -> Iterator[int]:
+        self._use("take")
+        return iter(range(3))
+
+    def close(self) -> None:
+        self._use("close")
+
+
+@pytest.mark.parametrize("left_by", ["aclose", "cancel"])
+def test_leaving_a_remote_iterator_leaves_the_event_loop_free(node: RunningNode, monkeypatch: pytest.MonkeyPatch, left_by: str) -> None:
+    entries = SlowEntries("close" if left_by == "aclose" else "take")
+
+    async def scan(db: aio.Client) -> None:
+        found = db.iterator()
+        try:
+            async for _ in found:
+                break
+        finally:
+            await found.aclose()  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        async with await aio.connect(node.endpoint) as db:
+            monkeypatch.setattr(db._client, "iterator", lambda *_, **__: entries)
+            scanning = asyncio.ensure_future(scan(db))
+            assert await asyncio.to_thread(entries.begun.wait, DEADLINE_S)
+            if left_by == "cancel":
+                scanning.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not scanning.done(), "it waits for the thread that uses the iterator; the loop does not"
+            entries.go.set()
+            await asyncio.wait([scanning])
+            assert scanning.cancelled() == (left_by == "cancel")
+
+    asyncio.run(main())
+    assert entries.done == ["take", "close"]
+    assert threading.main_thread() not in entries.threads
+
+
+def test_a_snapshot_that_nobody_waits_for_any_more_is_closed_in_a_thread(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = SlowEntries("")
+
+    async def main() -> None:
+        async with await aio.connect(node.endpoint) as db:
+            begun, go = threading.Event(), threading.Event()
+
+            def take() -> SlowEntries:
+                begun.set()
+                assert go.wait(DEADLINE_S)
+                return entries
+
+            monkeypatch.setattr(db._client, "snapshot", take)
+            taking = asyncio.ensure_future(db.snapshot())
+            assert await asyncio.to_thread(begun.wait, DEADLINE_S)
+            taking.cancel()
+            await asyncio.wait([taking])
+            assert taking.cancelled()
+            go.set()
+            await asyncio.to_thread(eventually, lambda: entries.done, "the snapshot is closed")
+
+    asyncio.run(main())
+    assert entries.done == ["close"]
+    assert threading.main_thread() not in entries.threads
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_a_forgotten_client_is_closed_by_its_thread(node: RunningNode, kind: str) -> None:
+    threads: list[threading.Thread] = []
+
+    async def made() -> tuple[aio.Client, keyva.Client]:
+        db = await (aio.open(node.directory) if kind == "local" else aio.connect(node.endpoint))
+        await db.put("a", "1")
+        assert await db.get("a") == b"1"
+        threads.extend(each._thread for each in (db._writes, db._lane) if each is not None)
+        return db, db._client
+
+    def gone(client: keyva.Client) -> bool:
+        return client.closed and not any(thread.is_alive() for thread in threads)
+
+    async def forget() -> keyva.Client:
+        db, client = await made()
+        await asyncio.sleep(0)  # the turn after an answer
+        with client._connect_lock:  # a destructor may run where this is held
+            del db
+        await asyncio.to_thread(eventually, lambda: gone(client), "the client is closed while the loop runs")
+        db, client = await made()
+        for number in range(100):
+            asyncio.ensure_future(db.put(f"forgotten-{number}", "1"))  # noqa: RUF006 - forgotten is what they are to be
+        await asyncio.sleep(0)
+        return client
+
+    client = asyncio.run(forget())
+    gc.collect()
+    eventually(lambda: gone(client), "it is closed when its loop has ended with calls under way")
+
+
+def test_a_forgotten_remote_snapshot_is_closed_in_a_thread(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with await aio.connect(node.endpoint) as db:
+            snapshot = await db.snapshot()
+            source: Any = snapshot._source
+            threads: list[threading.Thread] = []
+            close = source.close
+
+            def noted() -> None:
+                threads.append(threading.current_thread())
+                close()
+
+            monkeypatch.setattr(source, "close", noted)
+            del snapshot
+            await asyncio.to_thread(eventually, lambda: source.closed, "it is closed")
+            assert threads == [db._lane._thread]  # type: ignore[union-attr]
+
+    asyncio.run(main())
 
 
 def test_close_waits_for_the_calls_under_way(node: RunningNode) -> None:
@@ -250,5 +404,51 @@ def test_pipelines(run: Callable[[Check], None]) -> None:
             pass
         with pytest.raises(TypeError, match="async with"):
             db.write_batch().write()
+
+    run(check)
+
+
+def test_behind_a_message_without_an_answer_a_pipeline_sends_nothing(run: Callable[[Check], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(db: aio.Client, _: RunningNode) -> None:
+        failures: list[Exception] = [keyva.OutcomeUnknownError("no answer")]
+        send = db._client._send
+        monkeypatch.setattr(db._client, "_send", lambda message, sync: _raise(failures.pop()) if failures else send(message, sync))
+        results = await db.pipeline().put("a", "1").get("a").put("b", "2").execute(raise_errors=False)  # type: ignore[misc]
+        assert [type(result) for result in results] == [keyva.OutcomeUnknownError, keyva.UnavailableError, keyva.UnavailableError]
+        assert "not sent" in str(results[2])
+        assert not await db.exists("b")
+        pipe = db.pipeline().increment("n").get("n").put("text", "x").get("text").increment("text").get("text")
+        results = await pipe.execute(raise_errors=False)  # type: ignore[misc]
+        assert results[:4] == [1, b"1", None, b"x"]
+        assert isinstance(results[4], keyva.NotACounterError)
+        assert results[5] == b"x", "a call that is refused leaves those behind it alone"
+
+    run(check)
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+def test_a_closed_client_refuses_what_would_do_nothing_too(node: RunningNode) -> None:
+    async def main() -> None:
+        async with await aio.open(node.directory) as db:
+            batch, pipe = db.write_batch(), db.pipeline().put("a", "1").get("a")
+        for call in (db.write(batch), db.put_many({}), db.get_many([]), db.content_types([])):
+            with pytest.raises(keyva.ClosedError):
+                await call
+        results = await pipe.execute(raise_errors=False)  # type: ignore[misc]
+        assert [type(result) for result in results] == [keyva.ClosedError, keyva.UnavailableError]
+
+    asyncio.run(main())
+
+
+def test_a_single_key_is_no_sequence_of_keys(run: Callable[[Check], None]) -> None:
+    async def check(db: aio.Client, _: RunningNode) -> None:
+        async with await db.snapshot() as snapshot:
+            for reads in (db, snapshot):
+                for call in (reads.get_many("abc"), reads.content_types("abc")):
+                    with pytest.raises(TypeError, match="takes a sequence of keys, not one key"):
+                        await call
 
     run(check)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyva.batch import BatchCodec, check_key, check_value, decode_trusted, encode_batch, show_key
+from keyva.batch import BatchCodec, Puts, check_key, check_keys, check_value, decode_trusted, encode_batch, make_batch, show_key
 from keyva.errors import InvalidArgumentError
 from keyva.options import KEY_BYTES_MAX
 
@@ -69,6 +71,71 @@ class TestValues:
     def test_text_that_is_no_utf8_is_refused(self) -> None:
         with pytest.raises(InvalidArgumentError, match="value of key b'k' is not valid UTF-8"):
             check_value(b"k", "\ud800", 10)
+
+
+class TestPuts:
+    """What put_many makes of its argument."""
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            [("a", "1"), (b"a", "2"), ("a", "3"), (b"b", b"4")],
+            [("a", "1"), (b"a", "2"), ("b", b"4"), (bytearray(b"a"), bytearray(b"3"))],
+            [(b"b", b"4"), (memoryview(b"a"), b"1"), (bytearray(b"a"), memoryview(b"3"))],
+            [[b"b", b"4"], [b"a", b"1"], [b"a", b"3"]],
+            {"b": "4", b"a": b"3"},
+            {b"a": b"3", b"b": b"4"},
+            {"a": "3", "b": "4"},
+        ],
+    )
+    def test_the_last_entry_of_a_key_wins_in_whatever_form_it_comes(self, entries: Any) -> None:
+        assert make_batch(entries, 10) == {b"a": b"3", b"b": b"4"}
+        pairs = entries.items() if isinstance(entries, dict) else entries
+        assert make_batch(iter(pairs), 10) == make_batch(tuple(pairs), 10) == {b"a": b"3", b"b": b"4"}
+
+    @given(st.lists(st.tuples(st.sampled_from(["a", b"a", "b", b"b", bytearray(b"a"), memoryview(b"b")]), st.binary(max_size=1))))
+    def test_it_is_as_if_they_were_put_one_after_the_other(self, entries: list[tuple[Any, bytes]]) -> None:
+        one_by_one = {}
+        for key, value in entries:
+            one_by_one[check_key(key)] = value
+        assert make_batch(entries, 10) == one_by_one
+
+    @pytest.mark.parametrize("entries", ["ab", ["ab"], [b"ab"], [("a", "b", "c")], [("a",)], [5], [(b"a", b"1"), None]])
+    def test_what_is_no_pair_is_named(self, entries: Any) -> None:
+        with pytest.raises(TypeError, match="entries must be pairs of key and value, not"):
+            make_batch(entries, 10)
+
+    @pytest.mark.parametrize("entries", [[(None, b"")], {1: b""}, [(b"a", b""), ([], b"")]])
+    def test_what_is_no_key_is_named(self, entries: Any) -> None:
+        with pytest.raises(TypeError, match="key must be bytes or str, not"):
+            make_batch(entries, 10)
+
+    def test_limits_are_kept(self) -> None:
+        assert make_batch({}, 10) == make_batch([], 10) == {}
+        for entries in ({b"k": bytes(11)}, {"k": "ä" * 6}, {b"\xff\xff": b""}, {bytes(KEY_BYTES_MAX + 1): b""}):
+            with pytest.raises(InvalidArgumentError):
+                make_batch(entries, 10)
+
+    def test_the_hints_allow_what_is_taken(self) -> None:
+        text: dict[str, bytes] = {"k": b"v"}
+        allowed: list[Puts] = [text, {"k": b"v"}, {b"k": "v"}, {"k": "v"}, [("k", b"v"), (b"k", "v")], ((key, b"v") for key in "k")]
+        assert all(make_batch(entries, 10) == {b"k": b"v"} for entries in allowed)
+
+    def test_no_bytes_are_compared_with_text(self) -> None:
+        program = (
+            "from keyva.batch import check_key, make_batch\n"
+            "assert make_batch([('a', '1'), (b'a', '2'), ('a', '3'), (b'b', b'4')], 10) == {b'a': b'3', b'b': b'4'}\n"
+            "assert make_batch([(b'a', b'1'), ('a', '2')], 10) == {b'a': b'2'}\n"
+            "assert make_batch({'a': '1'}, 10) == {check_key('a'): b'1'}\n"
+        )
+        subprocess.run([sys.executable, "-bb", "-c", program], check=True)
+
+
+def test_a_single_key_is_no_sequence_of_keys() -> None:
+    assert check_keys(["a", b"b"], "get_many") == check_keys(("a", b"b"), "get_many") == [b"a", b"b"]
+    for key in ("abc", b"abc", bytearray(b"abc"), memoryview(b"abc")):
+        with pytest.raises(TypeError, match="get_many takes a sequence of keys, not one key"):
+            check_keys(key, "get_many")  # type: ignore[arg-type]
 
 
 @given(st.binary(max_size=200) | st.text(max_size=2000) | st.integers())

@@ -59,6 +59,8 @@ class TestCalls:
         db.put_many((f"k{number}", str(number)) for number in range(10))
         db.put_many({})
         assert len(list(db)) == 10
+        db.put_many([("k0", "1"), (b"k0", "2"), ("k0", "3"), (bytearray(b"k1"), "4")])  # type: ignore[list-item]
+        assert db.get_many(["k0", "k1"]) == [b"3", b"4"]
 
     def test_a_batch_is_written_at_the_end_of_its_block(self, db: keyva.Client) -> None:
         db.put("old", "1")
@@ -76,6 +78,16 @@ class TestCalls:
             batch.put("a", "1")
             raise ZeroDivisionError
         assert list(db) == []
+
+    def test_a_batch_appended_to_itself_stays_as_it_is(self, db: keyva.Client) -> None:
+        with db.write_batch() as batch:
+            batch.put("a", "1", content_type="x/y")
+            batch.put("b", "2")
+            batch.append(batch)
+            other = db.write_batch()
+            other.put("b", "3", content_type="x/z")
+            batch.append(other)
+        assert [db.get_typed("a"), db.get_typed("b")] == [(b"1", "x/y"), (b"3", "x/z")]
 
     def test_a_batch_can_be_written_by_hand_and_appended(self, db: keyva.Client) -> None:
         one, two = db.write_batch(), db.write_batch(sync=True)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -9,7 +11,9 @@ import msgspec
 import pytest
 
 from keyva.errors import ConfigError
-from keyva.options import LIMITS, OPTION_DOCS, Options, load_toml
+from keyva.options import KEY_BYTES_MAX, LIMITS, OPTION_DOCS, Options, load_toml
+from keyva.reserved import CONTENT_TYPE_CHARS_MAX
+from keyva.writes import messages_of, update_of
 
 TOML = Path(__file__).parent.parent / "configs" / "keyva.toml"
 HINTS = get_type_hints(Options)
@@ -80,6 +84,11 @@ class TestBadSettings:
         with pytest.raises(ConfigError, match=name):
             Options.of(**{name: value})
 
+    def test_bytes_are_no_text_and_are_not_compared_with_any(self) -> None:
+        program = "from keyva.options import Options\ntry: Options.of(durability=b'sync')\nexcept ValueError as error: print(error)"
+        told = subprocess.run([sys.executable, "-bb", "-c", program], check=True, capture_output=True, text=True).stdout
+        assert told == "setting 'durability' must be one of 'sync', 'os', not b'sync'\n"
+
     @pytest.mark.parametrize("name", list(DEFAULTS))
     def test_a_truth_value_is_no_number_and_no_text(self, name: str) -> None:
         if HINTS[name] is bool:
@@ -117,12 +126,25 @@ class TestBadSettings:
             ({"level0_slowdown_writes_trigger": 40}, "level0_slowdown_writes_trigger"),
             ({"level0_file_num_compaction_trigger": 40}, "level0_file_num_compaction_trigger"),
             ({"max_value_size": 128 * 1024 * 1024}, "max_batch_size"),
+            ({"max_value_size": 65_536, "max_batch_size": 2 * 65_536}, "'max_batch_size' must be at least 132096"),
             ({"heartbeat_interval_s": 10}, "heartbeat_timeout_s"),
         ],
     )
     def test_settings_that_do_not_go_together(self, settings: dict[str, Any], named: str) -> None:
         with pytest.raises(ConfigError, match=named):
             Options.of(**settings)
+
+
+@pytest.mark.parametrize("types", [{}, {b"": "x" * CONTENT_TYPE_CHARS_MAX}])
+def test_a_batch_has_room_for_the_largest_value_with_the_longest_key(types: dict[bytes, str]) -> None:
+    options = Options.of(max_value_size=1000, max_batch_size=1000 + 66_560)
+    key = b"k" * (0 if types else KEY_BYTES_MAX)
+    write = update_of({key: bytes(1000)}, types, None)
+    (message,) = messages_of([write], options.max_batch_size)
+    assert len(message.body()) <= options.max_batch_size
+    messages_of([(key, bytes(1000))], options.max_batch_size)
+    with pytest.raises(ConfigError, match="max_batch_size"):
+        options.replace(max_batch_size=1000 + 66_559)
 
 
 def test_a_whole_number_serves_where_a_number_is_wanted() -> None:

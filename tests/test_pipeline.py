@@ -75,6 +75,14 @@ def test_what_is_refused_leaves_the_others_alone(db: keyva.Client) -> None:
     assert db.get("b") == b"1"
 
 
+def test_what_is_refused_in_a_message_of_its_own_leaves_those_behind_it_alone(db: keyva.Client) -> None:
+    db.put("text", "no counter")
+    pipe = db.pipeline().increment("text").get("text").put("a", "1", expect={"text": None}).get("a").put("a", "2").get("a")
+    results = pipe.execute(raise_errors=False)
+    assert [type(result) for result in results[::2]] == [keyva.NotACounterError, keyva.ConditionFailedError, type(None)]
+    assert results[1::2] == [b"no counter", None, b"2"]
+
+
 def test_arguments_are_checked_when_they_are_given(db: keyva.Client) -> None:
     pipe = db.pipeline()
     wrong: list[tuple[type[Exception], Any]] = [
@@ -86,12 +94,20 @@ def test_arguments_are_checked_when_they_are_given(db: keyva.Client) -> None:
         (keyva.InvalidArgumentError, lambda: pipe.put("x", "1" * 500_001)),
         (keyva.InvalidArgumentError, lambda: pipe.put("x", "1", content_type="")),
         (keyva.CounterOverflowError, lambda: pipe.increment("x", 2**63)),
+        (TypeError, lambda: pipe.get_many("abc")),
+        (TypeError, lambda: pipe.get_many(b"abc")),  # type: ignore[arg-type]
     ]
     for kind, call in wrong:
         with pytest.raises(kind):
             call()
     assert len(pipe) == 0
     assert CALLS_MAX == 1_000_000
+
+
+def test_of_a_key_in_two_forms_the_last_entry_is_put(db: keyva.Client) -> None:
+    with db.pipeline() as pipe:
+        pipe.put_many([("a", "1"), (b"a", "2"), ("a", "3")]).get("a")
+    assert pipe.results == [None, b"3"]
 
 
 def test_a_block_that_raises_sends_nothing(db: keyva.Client) -> None:
