@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import msgspec
 from keyva.errors import InvalidArgumentError
 
 __all__ = [
+    "ESCAPED",
     "LINE_BYTES_MAX",
     "check_fields",
     "field_bytes",
@@ -44,6 +46,19 @@ _decode_json = msgspec.json.Decoder().decode
 _ESCAPES = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\", '"': b'"', "'": b"'", " ": b" "}
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
 _WORD_PART = re.compile(rb"""\\x[0-9A-Fa-f]{2}|\\.|["']|[ \t]+|[^\\"' \t]+|\\""", re.DOTALL)
+
+
+ESCAPED = "keyva.escaped"
+"""How a text stream whose encoding lacks a character writes it (``errors=``): its UTF-8 bytes as ``\\xNN``, so that it can be typed."""
+
+
+def _escape_unknown(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return _escape(error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(ESCAPED, _escape_unknown)
 
 
 def parse_hex(text: str) -> bytes:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from keyva.cli.output import fill_standard_streams
 from keyva.errors import (
     ConfigError,
     CorruptionError,
@@ -423,4 +424,5 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit; the entry of `bin/keyva`."""
+    fill_standard_streams()
     cli.main()

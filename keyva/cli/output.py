@@ -18,7 +18,18 @@ from typing import IO
 
 from keyva.files import FILES
 
-__all__ = ["is_special", "output_file", "standard_input", "standard_output"]
+__all__ = ["fill_standard_streams", "is_special", "output_file", "standard_input", "standard_output"]
+
+
+def fill_standard_streams() -> None:
+    """Put /dev/null where a standard stream was closed before the start: else a store's file would get its number, and what is meant
+    for the stream would be written into it. ``sys.stdout`` and its kin stay None.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
 
 
 def standard_output() -> IO[bytes]:
