@@ -269,7 +269,6 @@ class TestTerminal:
         assert b"put user:1 Ada" in history.read_bytes()
         assert history.stat().st_mode & 0o077 == 0
 
-
     def test_the_prompt_survives_what_the_locale_cannot_show(self, store: Path, client: keyva.Client, tmp_path: Path) -> None:
         client.put("café".encode(), "naïve".encode())
         plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "XDG_STATE_HOME": str(tmp_path)}
