@@ -271,8 +271,7 @@ class TestTerminal:
 
     def test_the_prompt_survives_what_the_locale_cannot_show(self, store: Path, client: keyva.Client, tmp_path: Path) -> None:
         client.put("café".encode(), "naïve".encode())
-        plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "XDG_STATE_HOME": str(tmp_path)}
-        with terminal(**plain) as found:
+        with terminal(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", XDG_STATE_HOME=str(tmp_path)) as found:
             found.type_line(b"scan\r")
             found.wait_for(rb"caf\xc3\xa9" + b"\t" + rb"na\xc3\xafve")
             found.type_line(rb"get caf\xc3\xa9" + b"\r")
