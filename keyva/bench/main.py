@@ -358,11 +358,11 @@ def table_command(
 ) -> None:
     """Measure the project's goals, row by row.
 
-    \b
-    A row's ratio: keyva's speed over the peer's (for seconds and bytes the peer's over keyva's), so more is better.
-    Of several peers the one that is hardest to reach is shown; the JSON has all of them.
-    The goals are meant for --full; with fewer entries stores fit in caches, and what a process takes
-    by itself weighs more in the row about memory.
+    A row's ratio is keyva's speed over the peer's (for seconds and bytes the peer's over keyva's), so more is better. Of several peers
+    the one that is hardest to reach is shown; the JSON has all of them.
+
+    The goals are meant for --full; with fewer entries stores fit in caches, and what a process takes by itself weighs more in the row
+    about memory.
     """
     if quick and full:
         raise click.UsageError("--quick and --full cannot be combined")

@@ -182,7 +182,8 @@ def keygen(name: str, folder: str) -> None:
       keyva keygen alice --out keys/alice
       keyva-node --dir ./data --listen tcp://0.0.0.0:7450 --curve-server-key-file keys/node/node.key_secret \\
           --curve-client-keys-dir keys/clients
-      keyva --endpoint tcp://HOST:7450 --curve-server-key node.key --curve-key keys/alice/alice.key_secret get greeting
+      keyva --endpoint tcp://HOST:7450 --curve-server-key node.key \\
+          --curve-key keys/alice/alice.key_secret get greeting
     """
     import zmq.auth
 

@@ -81,11 +81,11 @@ def _build_from(build: Build, stream: IO[bytes], file: str) -> None:
 
 def _check_not_served(file: str) -> None:
     """Raise `StoreLockedError` when the file belongs to a store that a node serves now: it would not notice, or break."""
-    folder = os.path.dirname(os.path.realpath(file))  # also when a link leads there
-    for directory in (folder, os.path.dirname(folder)):
-        path = os.path.join(directory, LOCK)
-        if Lock.is_held(path):
-            raise StoreLockedError(f"a node serves {directory}; stop it before its files are changed")
+    folders = {os.path.dirname(os.path.realpath(file)), os.path.realpath(os.path.dirname(file))}  # of a link, and where it leads
+    for folder in folders:
+        for directory in (folder, os.path.dirname(folder)):
+            if Lock.is_held(os.path.join(directory, LOCK)):
+                raise StoreLockedError(f"a node serves {directory}; stop it before its files are changed")
 
 
 def _dump_sst(path: str, as_hex: bool) -> Iterator[bytes]:

@@ -180,7 +180,8 @@ def _signals_raise() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: not Python's
+                signal.signal(number, handler)
 
 
 class _PipeClosedError(Exception):

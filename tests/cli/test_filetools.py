@@ -462,16 +462,18 @@ def test_files_of_a_running_store_are_not_touched(through: str, tmp_path: Path) 
     (tmp_path / "link to its folders").mkdir()
     for name in ("MANIFEST", "sst", "wal"):
         (tmp_path / "link to its folders" / name).symlink_to(store / name)
+    (store / "sst" / "000099.sst").symlink_to(tmp_path / "elsewhere")
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     lock = Lock(str(store / "LOCK"))
     assert lock.acquire()
     try:
-        for target in ("MANIFEST", "sst/000003.sst", "wal/000009.wal"):
+        for target in ("MANIFEST", "sst/000003.sst", "sst/000099.sst", "wal/000009.wal"):
             lines = dump("manifest", GOLDEN / "MANIFEST")
             result = run("manifest", "build", "--force", tmp_path / through / target, stdin=lines)
             assert result.exit_code == 3
             assert "stop it" in result.stderr
         assert {path: path.read_bytes() for path in before} == before
+        assert not (tmp_path / "elsewhere").exists()
     finally:
         lock.release()
 
