@@ -23,6 +23,7 @@ from keyva.files import FILES, Files
 from keyva.sst import BuiltSst
 
 __all__ = [
+    "FEATURES",
     "FORMAT",
     "NUMBER_MAX",
     "Drain",
@@ -154,8 +155,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def _check_numbers(self) -> None:
         """Raise ValueError for a number that no manifest can have. Costs 1 us, and 0.3 us per SST."""
-        if not 1 <= self.format <= FORMAT or set(self.features) - FEATURES:
-            raise ValueError(f"format {self.format} {list(self.features)} is not known")
+        if self.format < 1:  # a newer one is no broken one: `parse_manifest`
+            raise ValueError(f"format must be 1 or more, not {self.format}")
         if len(self.store_id) != STORE_ID_BYTES:
             raise ValueError(f"store_id must have {STORE_ID_BYTES} bytes")
         _check_range("generation", self.generation)

@@ -17,7 +17,7 @@ import msgspec
 from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_crc, parse_json, put_field
 from keyva.errors import CorruptionError, InvalidArgumentError
 from keyva.files import FILES
-from keyva.manifest import FileMeta, LogMeta, Manifest, manifest_text, parse_manifest
+from keyva.manifest import FEATURES, FORMAT, FileMeta, LogMeta, Manifest, manifest_text, parse_manifest
 
 __all__ = ["build_manifest", "dump_manifest", "file_fields"]
 
@@ -74,6 +74,8 @@ def build_manifest(lines: Iterable[tuple[int, bytes]]) -> bytes:
     try:
         manifest = msgspec.convert({**head, "logs": logs, "levels": levels}, Manifest, builtin_types=(bytes,))
         manifest.check()
+        if manifest.format > FORMAT or set(manifest.features) - FEATURES:
+            raise ValueError(f"format {manifest.format} {list(manifest.features)} is newer than this keyva")
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"the manifest is not valid: {error}") from None
     return manifest_text(manifest)
