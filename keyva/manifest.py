@@ -23,7 +23,9 @@ from keyva.files import FILES, Files
 from keyva.sst import BuiltSst
 
 __all__ = [
+    "FEATURES",
     "FORMAT",
+    "NUMBER_MAX",
     "Drain",
     "FileMeta",
     "LogMeta",
@@ -37,6 +39,11 @@ __all__ = [
 
 FORMAT = 1
 FEATURES: frozenset[str] = frozenset()
+STORE_ID_BYTES = 16
+U64_MAX = 2**64 - 1
+NUMBER_MAX = 2**32 - 1
+"""The largest number of a log or SST: the header of a log has 32 bits for it."""
+
 _TAIL = re.compile(rb',\n"crc32c": "([0-9a-f]{8})"\n\}\n\Z')
 
 
@@ -117,6 +124,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise ValueError when an invariant of this module does not hold."""
+        self._check_numbers()
         if not self.logs:
             if self.generation > 1:  # only the very first manifest precedes its log
                 raise ValueError("there must be an active log")
@@ -144,6 +152,38 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                     raise ValueError(f"SSTs {before.number} and {after.number} of run {run.id} overlap")
             if any(file.smallest > file.largest for file in run.files):
                 raise ValueError(f"an SST of run {run.id} has its smallest key above its largest")
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError for a number that no manifest can have. Costs 1 us, and 0.3 us per SST."""
+        if self.format < 1:  # a newer one is no broken one: `parse_manifest`
+            raise ValueError(f"format must be 1 or more, not {self.format}")
+        if len(self.store_id) != STORE_ID_BYTES:
+            raise ValueError(f"store_id must have {STORE_ID_BYTES} bytes")
+        _check_range("generation", self.generation)
+        _check_range("last_sequence", self.last_sequence)
+        _check_range("next_number", self.next_number, NUMBER_MAX + 1)
+        for number in self.obsolete:
+            _check_range("obsolete number", number, NUMBER_MAX)
+        for log in self.logs:
+            _check_range("log number", log.number, NUMBER_MAX)
+            for what, value in (
+                ("first_sequence", log.first_sequence),
+                ("sealed_bytes", log.sealed_bytes or 0),
+                ("synced_bytes", log.synced_bytes),
+            ):
+                _check_range(f"{what} of log {log.number}", value)
+        for run in self.runs():
+            _check_range("run id", run.id)
+            for file in run.files:
+                _check_range("SST number", file.number, NUMBER_MAX)
+                sizes = (file.size_bytes, file.entries, file.tombstones, file.smallest_sequence, file.largest_sequence)
+                if min(sizes) < 0 or max(sizes) > U64_MAX or not 0 <= file.crc32c <= 2**32 - 1:
+                    raise ValueError(f"a number of SST {file.number} is out of range")
+
+
+def _check_range(what: str, value: int, most: int = U64_MAX) -> None:
+    if not 0 <= value <= most:
+        raise ValueError(f"{what} must be from 0 to {most}, not {value}")
 
 
 def manifest_text(manifest: Manifest) -> bytes:
@@ -184,8 +224,9 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     try:
         tree = json.loads(data)
         if tree["format"] > FORMAT or set(tree["features"]) - FEATURES:
+            features = f" {tree['features']}" if tree["features"] else ""
             raise FormatVersionError(
-                f"{path}: store format {tree['format']} {tree['features'] or ''} is newer than this one knows ({FORMAT}); use a newer keyva"
+                f"{path}: store format {tree['format']}{features} is newer than this one knows ({FORMAT}); use a newer keyva"
             )
         tree.pop("crc32c")
         tree["store_id"] = bytes.fromhex(tree["store_id"])

@@ -23,7 +23,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import zmq
@@ -31,7 +31,7 @@ from multiprocess import get_context
 
 from keyva import __version__
 from keyva.endpoints import Endpoints, NodeInfo, ipc_endpoints, is_loopback, write_node_info
-from keyva.errors import ConfigError, KeyvaError, NoSpaceError, ProtocolError, StoreLockedError
+from keyva.errors import ConfigError, KeyvaError, NoSpaceError, ProtocolError, StoreError, StoreLockedError
 from keyva.filename import CLIENTS_LOCK, LOCK, NODE
 from keyva.files import FILES, Lock, raise_open_files_limit, translate
 from keyva.manifest import load_manifest
@@ -479,7 +479,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyvaError, zmq.ZMQError) as error:
         return _fail(error, background, 1)
     except OSError as error:
-        return _fail(translate(error, f"using {directory}"), background, 1)
+        reason = translate(error, f"using {directory}")
+        if isinstance(reason, OSError):
+            where = f" ({error.filename})" if error.filename not in (None, directory) else ""
+            reason = StoreError(f"cannot use {directory}: {error.strerror or error}{where}")
+        return _fail(reason, background, 1)
     return 0
 
 
@@ -506,7 +510,16 @@ def _cut_log() -> None:
 def _parser() -> Any:
     import argparse
 
-    parser = argparse.ArgumentParser(
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"keyva-node: {message} (see `keyva-node --help`)\n")  # one line, without the usage of all settings
+
+    def not_empty(text: str) -> str:
+        if not text:  # not the current directory: a script whose variable is not set must not make a store there
+            raise argparse.ArgumentTypeError("it is empty")
+        return text
+
+    parser = Parser(
         prog="keyva-node",
         description="Run the store in a directory: a writer, a flusher, a compactor and readers, watched and restarted by this process. "
         "Prints one line when it is ready; stops cleanly on SIGTERM and Ctrl-C.",
@@ -514,8 +527,8 @@ def _parser() -> Any:
         "Example: keyva-node --dir ./data --readers 2 --listen tcp://127.0.0.1:7700",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--dir", required=True, metavar="DIR", help="The store's directory; made when it is not there.")
-    parser.add_argument("--config", default=None, metavar="FILE", help="TOML file with settings (see configs/keyva.toml).")
+    parser.add_argument("--dir", required=True, type=not_empty, metavar="DIR", help="The store's directory; made when it is not there.")
+    parser.add_argument("--config", default=None, type=not_empty, metavar="FILE", help="TOML file with settings (see configs/keyva.toml).")
     parser.add_argument("--background", action="store_true", default=False, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"keyva {__version__}")
     group = parser.add_argument_group("settings")

@@ -6,21 +6,37 @@ import datetime
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Self
 
 import keyva
 from keyva.errors import ConfigError, UnavailableError
+from keyva.filename import LOCK
+from keyva.files import Lock
 
-__all__ = ["MemoryPeaks", "directory_bytes", "is_alive", "machine", "proportional_memory_bytes", "room_for", "scratch", "wait_until"]
+__all__ = [
+    "MemoryPeaks",
+    "directory_bytes",
+    "end_processes",
+    "is_alive",
+    "machine",
+    "proportional_memory_bytes",
+    "room_for",
+    "scratch",
+    "wait_until",
+]
 
 WAIT_S = 3600.0
 SAMPLE_S = 0.5
+END_S = 30.0
+"""A node that was told to stop kills a worker that hangs after 10 s."""
 
 
 def machine(directory: str) -> dict[str, str | int | float]:
@@ -149,9 +165,58 @@ def room_for(directory: str, bytes_needed: int) -> None:
 
 @contextmanager
 def scratch(parent: str | None) -> Iterator[str]:
-    """Give a directory below ``parent`` (None: that for temporary files), and remove it afterwards."""
+    """Give a directory below ``parent`` (None: that for temporary files), and remove it afterwards.
+
+    A store that was interrupted while it opened has nobody to close it: what runs in the directory then is ended before it goes.
+    """
     path = tempfile.mkdtemp(prefix="keyva-bench-", dir=parent)
     try:
         yield path
     finally:
+        end_processes(path)
         shutil.rmtree(path, ignore_errors=True)
+
+
+def end_processes(directory: str) -> None:
+    """End the nodes that own stores below ``directory``, and processes started by this one whose command line names a path there.
+
+    The latter have perhaps not locked anything yet. Those that do not end in time are killed.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        pids = _owners(directory) | _started_for(directory)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        with suppress(UnavailableError):
+            wait_until(partial(_have_ended, pids), "all processes have ended", limit_s=END_S)
+
+
+def _have_ended(pids: Iterable[int]) -> bool:
+    return not any(map(is_alive, pids))
+
+
+def _owners(directory: str) -> set[int]:
+    """Return the nodes that hold the LOCK of a store below ``directory``."""
+    found = set()
+    for folder, _, names in os.walk(directory):
+        path = os.path.join(folder, LOCK)
+        if LOCK in names and Lock.is_held(path):
+            with suppress(OSError, ValueError), open(path) as file:
+                found.add(int(file.read()))
+    return {pid for pid in found if pid > 0 and is_alive(pid)}
+
+
+def _started_for(directory: str) -> set[int]:
+    """Return this process's children whose command line names a path below ``directory``. Linux only."""
+    found = set()
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
+        if not name.isdigit() or not is_alive(int(name)):
+            continue
+        with suppress(OSError):
+            with open(f"/proc/{name}/stat") as file:
+                parent = int(file.read().rsplit(")", 1)[1].split()[1])
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            if parent == os.getpid() and any(os.fsencode(directory) + b"/" in word for word in words):
+                found.add(int(name))
+    return found

@@ -6,9 +6,10 @@ import json
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -31,6 +32,7 @@ DEFAULT_WORKLOADS = ("fillbatch", "compact", "readrandom", "readmissing", "readh
 DEFAULT_SYSTEMS = ("keyva", "plyvel", "rocksdict", "lmdb", "sqlite", "redis")
 NUM_MAX = 100_000_000
 ROUNDS_MAX = 99
+EXIT_BROKEN_PIPE = 141
 QUICK_NUM, QUICK_ROUNDS = 50_000, 1
 FULL_NUM, FULL_ROUNDS = 10_000_000, 3
 MEASURE_SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
@@ -39,12 +41,21 @@ MEASURE_SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
 class _Group(click.Group):
     """Turns errors into one line and exit code 1, and lets signals end what was started: stores, servers, temporary directories."""
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **extra)
+        except BrokenPipeError:  # of --help
+            _leave_pipe()
+
     def invoke(self, ctx: click.Context) -> Any:
-        before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+        numbers = [number for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, _interrupt) for number in numbers}
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError:
+            _leave_pipe()
         except (KeyvaError, OSError, RuntimeError) as error:
             if os.environ.get("KEYVA_TRACEBACK"):
                 raise
@@ -56,6 +67,12 @@ class _Group(click.Group):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _leave_pipe() -> NoReturn:
+    """End as SIGPIPE would end it: whoever read standard output has gone, and Python would complain at its last flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(EXIT_BROKEN_PIPE)
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -98,6 +115,20 @@ def list_() -> None:
         click.echo(f"  {kind.name:18}{kind.setup}{f'  [{missing}]' if missing else f'  [{version_of(kind)}]'}")
 
 
+def _writable(ctx: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    """Refuse a report that could not be written before anything is measured."""
+    if path is not None and os.path.exists(path):
+        if not os.access(path, os.W_OK):
+            raise click.BadParameter(f"{path} cannot be written.")
+    elif path is not None:
+        folder = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(folder):
+            raise click.BadParameter(f"there is no directory {folder}.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise click.BadParameter(f"{folder} cannot be written to.")
+    return path
+
+
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that all measuring commands have."""
     options = [
@@ -115,7 +146,13 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--dir", "parent", type=click.Path(exists=True, file_okay=False), help="Where stores are made (and removed); default: TMPDIR."
         ),
-        click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write everything as JSON, to this file."),
+        click.option(
+            "--json",
+            "json_path",
+            type=click.Path(dir_okay=False),
+            callback=_writable,
+            help="Also write everything as JSON, to this file.",
+        ),
         click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown."),
     ]
     for option in reversed(options):
@@ -124,9 +161,14 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @main.command()
-@click.argument("workloads", nargs=-1, type=click.Choice(list(WORKLOADS)), metavar="WORKLOAD...")
+@click.argument("workloads", nargs=-1, type=click.Choice(list(WORKLOADS)), metavar="[WORKLOAD]...")
 @click.option(
-    "--system", "systems", multiple=True, type=click.Choice(list(SYSTEMS)), help="May be repeated; the first is compared to the others."
+    "--system",
+    "systems",
+    multiple=True,
+    type=click.Choice(list(SYSTEMS)),
+    metavar="NAME",
+    help=f"May be repeated; the first is compared to the others.  [default: {', '.join(DEFAULT_SYSTEMS)}]",
 )
 @click.option("--batch-size", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Entries of a batch.")
 @click.option(
@@ -156,6 +198,8 @@ def run(
     """Run workloads in their order, on one store per system, and compare.
 
     Each round begins with empty stores. If the first workload reads, the stores are filled (and compacted) before it, unmeasured.
+    Without a WORKLOAD these are run: fillbatch, compact, readrandom, readmissing, readhot, readseq,
+    readreverse and seekrandom.
 
     \b
     Columns: entries/s and us/entry over all workers; latency of one call (a batch is one call); and the
@@ -165,9 +209,16 @@ def run(
         raise click.UsageError("--threads and --processes cannot be combined")
     names = list(workloads or DEFAULT_WORKLOADS)
     chosen, missing = choose(systems or DEFAULT_SYSTEMS)
+    alone = {name for name, kind in chosen.items() if processes > 1 and not kind.processes}
+    chosen = {name: kind for name, kind in chosen.items() if name not in alone}
+    missing |= dict.fromkeys(sorted(alone), "cannot be used by several processes")
+    left_out: dict[str, str] = dict(missing)
+    for name in names:
+        left_out |= {f"{name} on {system}": "does not sync" for system, kind in chosen.items() if WORKLOADS[name].durable and not kind.sync}
+    if all(f"{name} on {system}" in left_out for name in names for system in chosen):
+        raise nothing_measured(left_out)
     plan = Plan(num, value_size, batch_size, distribution, seed, reads=reads)
     found: dict[tuple[str, str], Measurement] = {}
-    left_out: dict[str, str] = dict(missing)
     with scratch(parent) as directory:
         room_for(directory, len(chosen) * num * (KEY_BYTES + value_size) * 4)
         about = machine(directory)
@@ -183,8 +234,7 @@ def run(
                         label = f"round {round_number + 1}/{rounds}  {name}  {store.name}"
                         workload = WORKLOADS[name]
                         key = (f"{place}:{name}", store.name)
-                        if workload.durable and not type(store).sync:
-                            left_out[f"{name} on {store.name}"] = "does not sync"
+                        if f"{name} on {store.name}" in left_out:
                             continue
                         try:
                             with progress_of(label, None if processes > 1 else workload.total(plan)) as progress:
@@ -195,6 +245,8 @@ def run(
                             left_out[f"{name} on {store.name}"] = str(error) or "the system has no such call"
                             continue
                         found.setdefault(key, Measurement(name, store.name, type(store).setup)).results.append(result)
+    if not found:
+        raise nothing_measured(left_out)
     measurements = [found[key] for key in sorted(found, key=lambda key: (int(key[0].split(":")[0]), list(chosen).index(key[1])))]
     rows = compare_rows(measurements)
     click.echo(markdown(COLUMNS, rows) if as_markdown else plain(COLUMNS, rows), nl=False)
@@ -209,6 +261,11 @@ def run(
                 "measurements": [measurement.as_json() for measurement in measurements],
             },
         )
+
+
+def nothing_measured(left_out: Mapping[str, str]) -> click.UsageError:
+    """Return the error that says why there is nothing to report."""
+    return click.UsageError("nothing can be measured: " + "; ".join(f"{what} {why}" for what, why in left_out.items()))
 
 
 def header(about: Mapping[str, Any], systems: Mapping[str, type[System]], left_out: Mapping[str, str]) -> dict[str, Any]:
@@ -272,9 +329,9 @@ def progress_of(label: str, total: int | None) -> Iterator[Callable[[int], None]
 
 def write_json(path: str, content: object) -> None:
     """Write a report as JSON."""
+    text = json.dumps(content, indent=1) + "\n"
     with open(path, "w") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+        file.write(text)
 
 
 @main.command("table")
@@ -301,11 +358,11 @@ def table_command(
 ) -> None:
     """Measure the project's goals, row by row.
 
-    \b
-    A row's ratio: keyva's speed over the peer's (for seconds and bytes the peer's over keyva's), so more is better.
-    Of several peers the one that is hardest to reach is shown; the JSON has all of them.
-    The goals are meant for --full; with fewer entries stores fit in caches, and what a process takes
-    by itself weighs more in the row about memory.
+    A row's ratio is keyva's speed over the peer's (for seconds and bytes the peer's over keyva's), so more is better. Of several peers
+    the one that is hardest to reach is shown; the JSON has all of them.
+
+    The goals are meant for --full; with fewer entries stores fit in caches, and what a process takes by itself weighs more in the row
+    about memory.
     """
     if quick and full:
         raise click.UsageError("--quick and --full cannot be combined")
@@ -338,7 +395,14 @@ def table_command(
 
 
 @main.command("measure")
-@click.option("--system", "systems", multiple=True, type=click.Choice(list(SYSTEMS)), help="Repeatable; default: keyva, rocksdict, redis.")
+@click.option(
+    "--system",
+    "systems",
+    multiple=True,
+    type=click.Choice(list(SYSTEMS)),
+    metavar="NAME",
+    help="May be repeated.  [default: keyva, rocksdict, redis]",
+)
 @click.option(
     "--size", "sizes", multiple=True, type=click.IntRange(100, NUM_MAX), help="Entries; repeatable. Default: 10^5 to 10^7, up to --num."
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from keyva.errors import ConfigError, InvalidArgumentError
 
@@ -18,6 +19,40 @@ CURVES = (
 """The costs that are drawn over the number of entries."""
 
 
+class _Round(msgspec.Struct):
+    per_second: float
+    p50_us: float
+    p99_us: float
+    p999_us: float
+
+
+class _Measured(msgspec.Struct):
+    workload: Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]+$")]
+    """Becomes the name of a file."""
+
+    system: str
+    rounds: Annotated[list[_Round], msgspec.Meta(min_length=1)]
+
+
+class _Row(msgspec.Struct):
+    row: str
+    peer: str
+    ratio: float
+    goal: float
+    reached: bool
+
+
+_Point = msgspec.defstruct("_Point", [("system", str), ("entries", int), *((name, float | None) for name in CURVES)])
+
+
+class _Report(msgspec.Struct):
+    """What is drawn of a report; each command writes one of the three."""
+
+    measurements: list[_Measured] = []
+    points: list[_Point] = []  # type: ignore[valid-type]
+    rows: list[_Row] = []
+
+
 def plot_file(path: str, target: str) -> list[str]:
     """Draw the report in ``path`` into directory ``target``; returns the files made. Raises `InvalidArgumentError` or `ConfigError`."""
     try:
@@ -25,35 +60,34 @@ def plot_file(path: str, target: str) -> list[str]:
     except ImportError:
         raise ConfigError("plots need matplotlib: pip install 'keyva[plot]'") from None
     mpl.use("Agg")
-    with open(path) as file:
-        try:
-            report = json.load(file)
-        except ValueError as error:
-            raise InvalidArgumentError(f"{path} is no report of keyva-bench: {error}") from None
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        report = msgspec.json.decode(data, type=_Report)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidArgumentError(f"{path} is no report of keyva-bench: {error}") from None
     os.makedirs(target, exist_ok=True)
-    if isinstance(report, dict) and "measurements" in report:
-        return _bars(report["measurements"], target)
-    if isinstance(report, dict) and "points" in report:
-        return _curves(report["points"], target)
-    if isinstance(report, dict) and "rows" in report:
-        return _ratios(report["rows"], target)
+    if report.measurements:
+        return _bars(report.measurements, target)
+    if report.points:
+        return _curves(report.points, target)
+    if report.rows:
+        return _ratios(report.rows, target)
     raise InvalidArgumentError(f"{path} holds no measurements (of run), rows (of table) or points (of measure)")
 
 
-def _bars(measurements: list[dict[str, Any]], target: str) -> list[str]:
+def _bars(measurements: list[_Measured], target: str) -> list[str]:
     from matplotlib import pyplot
 
     made = []
-    for name in dict.fromkeys(found["workload"] for found in measurements):
-        mine = [found for found in measurements if found["workload"] == name]
+    for name in dict.fromkeys(found.workload for found in measurements):
+        mine = [found for found in measurements if found.workload == name]
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 0.6 * len(mine) + 1.5), layout="constrained")
-        labels = [found["system"] for found in mine]
-        medians = [sorted(r["per_second"] for r in found["rounds"])[len(found["rounds"]) // 2] for found in mine]
-        left.barh(labels, medians)
+        labels = [found.system for found in mine]
+        left.barh(labels, [_median(found, "per_second") for found in mine])
         left.set_xlabel("entries per second (median)")
         for at, label in enumerate(("p50_us", "p99_us", "p999_us")):
-            values = [sorted(r[label] for r in found["rounds"])[len(found["rounds"]) // 2] for found in mine]
-            right.plot(values, labels, "o", label=("p50", "p99", "p99.9")[at])
+            right.plot([_median(found, label) for found in mine], labels, "o", label=("p50", "p99", "p99.9")[at])
         right.set_xscale("log")
         right.set_xlabel("latency of a call, us (median of rounds)")
         right.legend()
@@ -66,17 +100,22 @@ def _bars(measurements: list[dict[str, Any]], target: str) -> list[str]:
     return made
 
 
-def _curves(points: list[dict[str, Any]], target: str) -> list[str]:
+def _median(found: _Measured, field: str) -> float:
+    values: list[float] = sorted(getattr(one, field) for one in found.rounds)
+    return values[len(values) // 2]
+
+
+def _curves(points: list[Any], target: str) -> list[str]:
     from matplotlib import pyplot
 
     made = []
     for field in CURVES:
         figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
-        for system in dict.fromkeys(point["system"] for point in points):
-            mine = [point for point in points if point["system"] == system]
-            known = [point for point in mine if point[field] is not None]
+        for system in dict.fromkeys(point.system for point in points):
+            mine = [point for point in points if point.system == system]
+            known = [point for point in mine if getattr(point, field) is not None]
             if known:
-                axis.plot([point["entries"] for point in known], [point[field] for point in known], "o-", label=system)
+                axis.plot([point.entries for point in known], [getattr(point, field) for point in known], "o-", label=system)
         axis.set_xscale("log")
         axis.set_xlabel("entries")
         axis.set_ylabel(field.replace("_", " "))
@@ -88,14 +127,14 @@ def _curves(points: list[dict[str, Any]], target: str) -> list[str]:
     return made
 
 
-def _ratios(rows: list[dict[str, Any]], target: str) -> list[str]:
+def _ratios(rows: list[_Row], target: str) -> list[str]:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(10, 0.3 * len(rows) + 1.5), layout="constrained")
-    labels = [f"{row['row']}: {row['peer'] or 'limit'}" for row in rows]
+    labels = [f"{row.row}: {row.peer or 'limit'}" for row in rows]
     places = range(len(rows))
-    axis.barh(places, [row["ratio"] for row in rows], color=["tab:green" if row["reached"] else "tab:red" for row in rows])
-    axis.plot([row["goal"] for row in rows], places, "k|", markersize=12, label="goal")
+    axis.barh(places, [row.ratio for row in rows], color=["tab:green" if row.reached else "tab:red" for row in rows])
+    axis.plot([row.goal for row in rows], places, "k|", markersize=12, label="goal")
     axis.set_yticks(places, labels, fontsize="small")
     axis.set_xscale("log")
     axis.set_xlabel("ratio to the peer (more is better)")

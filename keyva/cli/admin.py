@@ -12,7 +12,8 @@ import click
 
 from keyva.cli.bytetext import json_line, parse_argument
 from keyva.cli.main import store_options, target_of
-from keyva.errors import UnavailableError
+from keyva.cli.output import standard_output
+from keyva.errors import StoreError, UnavailableError
 
 __all__ = ["compact", "flatten", "flush", "keygen", "ps", "stats", "table_text"]
 
@@ -32,10 +33,11 @@ def stats(ctx: click.Context, as_json: bool) -> None:
       keyva stats | grep compaction
       keyva stats --json | jq .levels
     """
+    out = standard_output()
     with target_of(ctx).client() as client:
         found = client.stats()
     if as_json:
-        sys.stdout.buffer.write(json_line(found))
+        out.write(json_line(found))
     else:
         click.echo(table_text(("figure", "value"), flatten(found)), nl=False)
 
@@ -54,7 +56,7 @@ def flatten(tree: object, path: str = "") -> list[tuple[str, str]]:
 
 def table_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table drawn for a terminal, or tab-separated lines without a head for a pipe."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         return "".join("\t".join(row) + "\n" for row in rows)
     from rich import box
     from rich.console import Console
@@ -119,7 +121,7 @@ def _waiting(title: str) -> Any:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(), metavar="[DIR]", required=False)
+@click.argument("folder", metavar="[DIR]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a process; `since` in seconds since 1970.")
 @store_options
 @click.pass_context
@@ -134,6 +136,9 @@ def ps(ctx: click.Context, folder: str | None, as_json: bool) -> None:
       keyva ps ./data
       keyva ps ./data --json | jq 'select(.restarts > 0)'
     """
+    out = standard_output()
+    if folder == "":
+        raise click.UsageError("DIR is empty; the current directory is .")
     directory = folder
     if directory is None:
         directory, _ = target_of(ctx).locate()
@@ -141,11 +146,16 @@ def ps(ctx: click.Context, folder: str | None, as_json: bool) -> None:
             raise click.UsageError("ps needs a directory: the processes are on the node's own host")
     from keyva.client import node_processes
 
-    processes = node_processes(directory)
+    try:
+        processes = node_processes(directory)
+    except PermissionError as error:
+        raise StoreError(f"no permission to use {directory}: {error.strerror}") from error
+    except NotADirectoryError as error:
+        raise StoreError(f"{directory} is not a directory") from error
     if not processes:
         raise UnavailableError(f"no node serves {directory}")
     if as_json:
-        sys.stdout.buffer.write(b"".join(map(json_line, processes)))
+        out.write(b"".join(map(json_line, processes)))
         return
     columns = ("role", "pid", "state", "since", "restarts", "address")
     rows = [[_cell(name, process[name]) for name in columns] for process in processes]
@@ -172,7 +182,8 @@ def keygen(name: str, folder: str) -> None:
       keyva keygen alice --out keys/alice
       keyva-node --dir ./data --listen tcp://0.0.0.0:7450 --curve-server-key-file keys/node/node.key_secret \\
           --curve-client-keys-dir keys/clients
-      keyva --endpoint tcp://HOST:7450 --curve-server-key node.key --curve-key keys/alice/alice.key_secret get greeting
+      keyva --endpoint tcp://HOST:7450 --curve-server-key node.key \\
+          --curve-key keys/alice/alice.key_secret get greeting
     """
     import zmq.auth
 
@@ -180,7 +191,7 @@ def keygen(name: str, folder: str) -> None:
         raise click.UsageError(f"NAME must be a file name without folders, not {name!r}")
     public, secret = (os.path.join(folder, f"{name}.{ending}") for ending in ("key", "key_secret"))
     for path in (public, secret):
-        if os.path.exists(path):
+        if os.path.lexists(path):
             raise click.UsageError(f"{path} is there already; it is not replaced")
     os.makedirs(folder, exist_ok=True)
     umask = os.umask(0o077)  # zmq.auth opens the files itself: the secret one must never be readable by others, not even briefly

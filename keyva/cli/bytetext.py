@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -20,12 +22,14 @@ import msgspec
 from keyva.errors import InvalidArgumentError
 
 __all__ = [
+    "ESCAPED",
     "LINE_BYTES_MAX",
     "check_fields",
     "field_bytes",
     "json_line",
     "numbered_lines",
     "parse_argument",
+    "parse_crc",
     "parse_hex",
     "parse_json",
     "put_field",
@@ -42,6 +46,19 @@ _decode_json = msgspec.json.Decoder().decode
 _ESCAPES = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\", '"': b'"', "'": b"'", " ": b" "}
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
 _WORD_PART = re.compile(rb"""\\x[0-9A-Fa-f]{2}|\\.|["']|[ \t]+|[^\\"' \t]+|\\""", re.DOTALL)
+
+
+ESCAPED = "keyva.escaped"
+"""How a text stream whose encoding lacks a character writes it (``errors=``): its UTF-8 bytes as ``\\xNN``, so that it can be typed."""
+
+
+def _escape_unknown(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return _escape(error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(ESCAPED, _escape_unknown)
 
 
 def parse_hex(text: str) -> bytes:
@@ -157,6 +174,14 @@ def field_bytes(source: dict[str, Any], name: str, *, nullable: bool = False) ->
         raise InvalidArgumentError(f"{found[0]!r} cannot be decoded: {error}") from None
 
 
+def parse_crc(source: dict[str, Any], name: str) -> int:
+    """Return the checksum in a field of 8 hexadecimal digits; raises `InvalidArgumentError`."""
+    text = source.get(name)
+    if not isinstance(text, str) or not re.fullmatch("[0-9A-Fa-f]{8}", text):
+        raise InvalidArgumentError(f"{name!r} must be 8 hexadecimal digits")
+    return int(text, 16)
+
+
 def check_fields(tree: dict[str, Any], known: Iterable[str], bytes_fields: Iterable[str] = ()) -> None:
     """Raise `InvalidArgumentError` that names a field that is none of ``known``, nor a form of ``bytes_fields``: a slip of the hand."""
     unknown = tree.keys() - set(known)
@@ -183,11 +208,31 @@ def json_line(value: object) -> bytes:
 
 
 def parse_json(line: bytes) -> dict[str, Any]:
-    """Return the JSON object of a line; raises `InvalidArgumentError`."""
+    """Return the JSON object of a line; raises `InvalidArgumentError`, also for a field that is there twice."""
     try:
         found = _decode_json(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgumentError(f"not JSON: {error}") from None
     if not isinstance(found, dict):
         raise InvalidArgumentError("not a JSON object")
+    # Each name and each text has two quotation marks when none is escaped: a field that is there twice has two too many.
+    # 0.3 us, where the exact look takes 4
+    texts = len(found) + list(map(type, found.values())).count(str)
+    if b"\\" in line or line.count(b'"') != 2 * texts:
+        _check_names(line)
     return found
+
+
+def _check_names(line: bytes) -> None:
+    """Raise `InvalidArgumentError` for an object that has a field twice, at any depth: msgspec, which is much faster, cannot tell."""
+
+    def unique(fields: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in fields]
+        if len(set(names)) < len(names):
+            name = next(name for name in names if names.count(name) > 1)
+            raise InvalidArgumentError(f"field {name!r} is there twice")
+
+    try:
+        json.loads(line, object_pairs_hook=unique, parse_int=len, parse_float=len)  # digits are msgspec's matter
+    except RecursionError as error:
+        raise InvalidArgumentError(f"not JSON: {error}") from None

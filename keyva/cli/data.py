@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 
 import click
 
 from keyva.cli.bytetext import parse_argument, parse_hex
 from keyva.cli.main import EXIT_NOT_FOUND, store_options, target_of
+from keyva.cli.output import standard_input, standard_output
 from keyva.errors import InvalidArgumentError
 
 __all__ = ["delete", "exists", "get", "incr", "put", "sync_option"]
@@ -37,11 +40,11 @@ def get(ctx: click.Context, key: str) -> None:
     """
     target = target_of(ctx)
     key_bytes = parse_argument(key, as_hex=target.hex)
+    out = standard_output()
     with target.client() as client:
         value = client.get(key_bytes)
     if value is None:
         ctx.exit(EXIT_NOT_FOUND)
-    out = sys.stdout.buffer
     if target.hex:
         value = value.hex().encode() + b"\n"
     elif sys.stdout.isatty():
@@ -80,7 +83,7 @@ def put(ctx: click.Context, key: str, value: str | None, file: str | None, sync:
         with open(file, "rb") as stream:
             content = stream.read()
     elif value == "-":
-        content = sys.stdin.buffer.read()
+        content = standard_input().read()
     else:
         assert value is not None
         content = parse_argument(value, as_hex=target.hex)
@@ -140,24 +143,57 @@ def exists(ctx: click.Context, key: str) -> None:
     ctx.exit(0 if found else EXIT_NOT_FOUND)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})  # so that -5 is a number
+class _Incr(click.Command):
+    """Takes a negative number for BY, not for an option; all else that begins with a dash must be an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = _negative_number(args, {name for option in self.params if isinstance(option, click.Option) for name in _with_value(option)})
+        if at is not None:
+            ctx.meta[_BY] = int(args[at])
+            args = args[:at] + args[at + 1 :]
+        return super().parse_args(ctx, args)
+
+
+_BY = "keyva.cli.data.by"
+
+
+def _with_value(option: click.Option) -> Sequence[str]:
+    return () if option.is_flag else option.opts
+
+
+def _negative_number(args: Sequence[str], with_value: set[str]) -> int | None:
+    """Return where the first argument of the form -5 stands that is no option's value and not behind ``--``."""
+    for at, text in enumerate(args):
+        if text == "--":
+            return None
+        if re.fullmatch("-[0-9]{1,30}", text) and (at == 0 or args[at - 1] not in with_value):
+            return at
+    return None
+
+
+@click.command(cls=_Incr)
 @click.argument("key")
-@click.argument("by", type=int, default=1)
+@click.argument("by", type=int, required=False)
 @store_options
 @click.pass_context
-def incr(ctx: click.Context, key: str, by: int) -> None:
+def incr(ctx: click.Context, key: str, by: int | None) -> None:
     """Add to a counter and write its new value.
 
     Adds BY (1 when not given, may be negative) to KEY, atomically. A counter is a signed 64-bit number, stored as
-    decimal text; a key that is not there counts as 0.
+    decimal text; a key that is not there counts as 0. A KEY that begins with "-" goes behind "--".
 
     \b
     Examples:
       keyva incr visits
       keyva incr stock:apples -5
+      keyva incr -- -odd-key 5
     """
     target = target_of(ctx)
+    if _BY in ctx.meta:
+        if by is not None:
+            raise click.UsageError(f"two numbers to add: {by} and {ctx.meta[_BY]}")
+        by = ctx.meta[_BY]
     key_bytes = parse_argument(key, as_hex=target.hex)
     with target.client(create=True) as client:
-        number = client.increment(key_bytes, by)
+        number = client.increment(key_bytes, 1 if by is None else by)
     click.echo(str(number))

@@ -7,17 +7,18 @@ complete, and never in a directory that a node serves.
 
 from __future__ import annotations
 
+import inspect
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 import click
 
 from keyva.cli.bytetext import numbered_lines
+from keyva.cli.output import output_file, standard_input, standard_output
 from keyva.errors import CorruptionError, InvalidArgumentError, StoreLockedError
 from keyva.filename import LOCK
-from keyva.files import FILES, Lock
+from keyva.files import Lock
 
 __all__ = ["index", "manifest", "sst", "wal"]
 
@@ -33,7 +34,7 @@ def _dump_command(dump: Dump, help_text: str) -> click.Command:
     @click.argument("file", type=click.Path(exists=True, dir_okay=False))
     @click.option("--hex", "as_hex", is_flag=True, help="Write all keys and values as hexadecimal digits.")
     def command(file: str, as_hex: bool) -> None:
-        out = sys.stdout.buffer
+        out = standard_output()
         for line in dump(file, as_hex):
             out.write(line)
         out.flush()
@@ -45,13 +46,13 @@ def _build_command(build: Build, help_text: str) -> click.Command:
     @click.command("build", help=help_text)
     @click.argument("file", type=click.Path(dir_okay=False))
     @click.argument("lines", type=click.Path(exists=True, dir_okay=False, allow_dash=True), default="-")
-    @click.option("--force", is_flag=True, help="Replace FILE when it is there.")
+    @click.option("--force", is_flag=True, help="Replace FILE when it is there, keeping its mode; a fifo or device is written to.")
     def command(file: str, lines: str, force: bool) -> None:
         if os.path.exists(file) and not force:
             raise click.UsageError(f"{file} is there already; --force replaces it")
         _check_not_served(file)
         if lines == "-":
-            _build_from(build, sys.stdin.buffer, file)
+            _build_from(build, standard_input(), file)
         else:
             with open(lines, "rb") as stream:
                 _build_from(build, stream, file)
@@ -74,16 +75,17 @@ def _build_from(build: Build, stream: IO[bytes], file: str) -> None:
     except CorruptionError as error:
         raise CorruptionError(f"line {position[0]}: {error}; {file} was not written") from None
     if data is not None:
-        FILES.write_atomic(os.path.abspath(file), data)
+        with output_file(file) as out:
+            out.write(data)
 
 
 def _check_not_served(file: str) -> None:
     """Raise `StoreLockedError` when the file belongs to a store that a node serves now: it would not notice, or break."""
-    folder = os.path.dirname(os.path.abspath(file))
-    for directory in (folder, os.path.dirname(folder)):
-        path = os.path.join(directory, LOCK)
-        if Lock.is_held(path):
-            raise StoreLockedError(f"a node serves {directory}; stop it before its files are changed")
+    folders = {os.path.dirname(os.path.realpath(file)), os.path.realpath(os.path.dirname(file))}  # of a link, and where it leads
+    for folder in folders:
+        for directory in (folder, os.path.dirname(folder)):
+            if Lock.is_held(os.path.join(directory, LOCK)):
+                raise StoreLockedError(f"a node serves {directory}; stop it before its files are changed")
 
 
 def _dump_sst(path: str, as_hex: bool) -> Iterator[bytes]:
@@ -95,7 +97,8 @@ def _dump_sst(path: str, as_hex: bool) -> Iterator[bytes]:
 def _build_sst(lines: Iterable[tuple[int, bytes]], path: str) -> bytes | None:
     from keyva.cli.ssttext import build_sst
 
-    sys.stdout.buffer.write(build_sst(lines, path))
+    out = standard_output()
+    out.write(build_sst(lines, path))
     return None
 
 
@@ -143,14 +146,14 @@ Nothing is changed, and the store may be running.
 _BUILD_END = """
 
 LINES is a file of JSON lines, or standard input. Unchanged lines give the very same file; edited ones a valid file with what you
-wrote. The node must not be running.
+wrote. A new FILE is readable by you alone. The node must not be running.
 """
 
 
 def _group(name: str, dump: Dump, build: Build, about: str, dump_help: str, build_help: str) -> click.Group:
-    group = click.Group(name, help=about, no_args_is_help=False)
-    group.add_command(_dump_command(dump, dump_help + _DUMP_END))
-    group.add_command(_build_command(build, build_help + _BUILD_END))
+    group = click.Group(name, help=inspect.cleandoc(about), no_args_is_help=False)
+    group.add_command(_dump_command(dump, inspect.cleandoc(dump_help) + _DUMP_END))
+    group.add_command(_build_command(build, inspect.cleandoc(build_help) + _BUILD_END))
     return group
 
 
@@ -184,7 +187,7 @@ wal = _group(
     \b
     Example:
       keyva wal dump data/wal/000007.wal | head
-      keyva wal dump data/wal/000007.wal | grep -v '"damage"' | keyva wal build mended.wal
+      keyva wal dump data/wal/000007.wal | grep -v '^{"damage"' | keyva wal build mended.wal
     """,
     """Write a log as JSON lines.
 

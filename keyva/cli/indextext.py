@@ -14,12 +14,13 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_json, put_field
+from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_crc, parse_json, put_field
 from keyva.cli.ssttext import header_fields, parse_header
 from keyva.errors import CorruptionError, InvalidArgumentError
 from keyva.files import FILES
 from keyva.filter import load_filter
-from keyva.index import Index, IndexHeader, decode_index, encode_index
+from keyva.index import INDEX_VERSION, Index, IndexHeader, decode_index, encode_index
+from keyva.options import KEY_BYTES_MAX
 
 __all__ = ["build_index", "dump_index"]
 
@@ -60,6 +61,8 @@ def build_index(lines: Iterable[tuple[int, bytes]]) -> bytes:
             check_fields(tree, ("offset",), ("first_key",))
             key = field_bytes(tree, "first_key")
             assert key is not None
+            if len(key) > KEY_BYTES_MAX:
+                raise InvalidArgumentError(f"the first key is longer than {KEY_BYTES_MAX} bytes")
             if first_keys and key <= first_keys[-1]:
                 raise InvalidArgumentError("first keys must ascend")
             first_keys.append(key)
@@ -76,12 +79,9 @@ def build_index(lines: Iterable[tuple[int, bytes]]) -> bytes:
 
 
 def _parse_index_header(tree: dict[str, Any]) -> IndexHeader:
-    try:
-        tree["sst_crc32c"] = int(tree["sst_crc32c"], 16)
-    except (KeyError, TypeError, ValueError):
-        raise InvalidArgumentError("'sst_crc32c' must be 8 hexadecimal digits") from None
+    tree["sst_crc32c"] = parse_crc(tree, "sst_crc32c")
     tree.setdefault("blocks", 0)
-    return parse_header(tree, "index", IndexHeader)
+    return parse_header(tree, "index", IndexHeader, INDEX_VERSION)
 
 
 def _offset(tree: dict[str, Any], name: str, before: array[int]) -> int:

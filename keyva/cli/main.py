@@ -6,8 +6,11 @@ A command's module is imported when the command is called, so that `keyva get` p
 from __future__ import annotations
 
 import importlib
+import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from keyva.cli.output import fill_standard_streams
 from keyva.errors import (
     ConfigError,
     CorruptionError,
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
     from keyva import Client
 
-__all__ = ["Interrupted", "Target", "cli", "main", "store_options", "target_of"]
+__all__ = ["Interrupted", "Target", "Terminated", "cli", "exit_code_of_stop", "main", "store_options", "target_of"]
 
 EXIT_OK = 0
 EXIT_NOT_FOUND = 1
@@ -40,6 +44,8 @@ EXIT_CORRUPTION = 4
 EXIT_OTHER = 5
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended: 128 + 13
+
+TIMEOUT_MAX_S = 365 * 86400.0
 
 COMMANDS = {
     "get": "data:get",
@@ -77,6 +83,8 @@ class Target:
 
     def locate(self) -> tuple[str | None, str | None]:
         """Return (directory, None) or (None, endpoint); options win over the environment. Raises `click.UsageError`."""
+        if self.directory == "":  # not the current directory: a script whose variable is not set must not make a store there
+            raise click.UsageError("--dir is empty; the current directory is --dir .")
         if self.directory is not None and self.endpoint is not None:
             raise click.UsageError("--dir and --endpoint exclude each other")
         if self.directory is None and self.endpoint is None:
@@ -95,7 +103,7 @@ class Target:
         import keyva
 
         if endpoint is not None:
-            with keyva.connect(endpoint, timeout_s=self.timeout_s, **self._curve()) as client:
+            with self._connect(endpoint) as client:
                 yield client
             return
         assert directory is not None
@@ -103,6 +111,16 @@ class Target:
             raise StoreError(f"there is no store in {directory}")
         with keyva.open(directory, timeout_s=self.timeout_s) as client:
             yield client
+
+    def _connect(self, endpoint: str) -> Client:
+        import zmq
+
+        import keyva
+
+        try:
+            return keyva.connect(endpoint, timeout_s=self.timeout_s, **self._curve())
+        except zmq.ZMQError as error:
+            raise InvalidArgumentError(f"{endpoint!r} is no endpoint one can connect to: {error.strerror}") from None
 
     def _curve(self) -> dict[str, str]:
         found = {"curve_secret_key_file": self.curve_key, "curve_server_key": self.curve_server_key}
@@ -121,12 +139,61 @@ def _holds_store(directory: str) -> bool:
         return False
 
 
+class Terminated(KeyboardInterrupt):
+    """Is raised where SIGTERM or SIGHUP arrives: like Ctrl-C, so that files half made are removed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
 class Interrupted(Exception):  # noqa: N818 - no error: the user wanted it
-    """Is raised when Ctrl-C ended a command that has something to say about it."""
+    """Is raised when Ctrl-C or a signal ended a command that has something to say about it."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_INTERRUPTED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def exit_code_of_stop(error: KeyboardInterrupt) -> int:
+    """Return the exit code of a command that Ctrl-C or a signal ended: 128 + the signal's number, as a shell has it."""
+    return error.exit_code if isinstance(error, Terminated) else EXIT_INTERRUPTED
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise `Terminated`, and Ctrl-C `KeyboardInterrupt`, while a command runs; ignored ones stay ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        for other in (signal.SIGTERM, signal.SIGHUP):  # often one follows the other: what is being removed must not be left
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.signal(number, interrupt) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not Python's
+                signal.signal(number, handler)
 
 
 class _PipeClosedError(Exception):
     """Is raised when whoever reads standard output has gone."""
+
+
+class _StoppedError(Exception):
+    """Is raised when Ctrl-C or a signal ended a command that has nothing to say about it."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
 
 
 class _LazyGroup(click.Group):
@@ -143,20 +210,52 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        with _past_click():  # --help is written here
+            return super().make_context(*arguments, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _past_click():
             return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise _PipeClosedError from error  # click would end with 1, which here means "key not found"
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         extra["standalone_mode"] = False
-        try:
-            code = super().main(args=args, prog_name=prog_name or "keyva", **extra)
-            sys.stdout.flush()
-        except BaseException as error:
-            code = exit_code_of(error)
+        with _signals_raise():
+            try:
+                code = super().main(args=args, prog_name=prog_name or "keyva", **extra)
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            except BaseException as error:
+                _end_quietly()
+                code = exit_code_of(error)
+                _drop_output()
         sys.exit(code if isinstance(code, int) else EXIT_OK)
+
+
+@contextmanager
+def _past_click() -> Iterator[None]:
+    """Keep from click what it has an answer of its own for: a broken pipe would end with 1, which here means "key not found"."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _PipeClosedError from error
+    except KeyboardInterrupt as error:
+        raise _StoppedError(exit_code_of_stop(error)) from error
+
+
+def _end_quietly() -> None:
+    """Let a further Ctrl-C end the process at once, and other signals wait for its end, which is near."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+
+
+def _drop_output() -> None:
+    """Drop what cannot be written: Python would complain when it flushes standard output at exit, and end with 120."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def exit_code_of(error: BaseException, where: str = "") -> int:
@@ -178,11 +277,11 @@ def exit_code_of(error: BaseException, where: str = "") -> int:
 def _judge(error: BaseException) -> tuple[int, str]:
     match error:
         case BrokenPipeError() | _PipeClosedError():
-            # Python would complain when it flushes standard output at exit; whoever read it has gone.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return EXIT_BROKEN_PIPE, ""
         case Interrupted():
-            return EXIT_INTERRUPTED, str(error)
+            return error.exit_code, str(error)
+        case _StoppedError():
+            return error.exit_code, ""
         case KeyboardInterrupt() | click.Abort():
             return EXIT_INTERRUPTED, ""
         case click.UsageError():
@@ -212,6 +311,12 @@ def _store(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         setattr(ctx.ensure_object(Target), parameter.name, value)
 
 
+def _check_timeout(ctx: click.Context, parameter: click.Parameter, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and 0 < value <= TIMEOUT_MAX_S):
+        raise click.BadParameter(f"{value:g} is not a number of seconds above 0, at most {TIMEOUT_MAX_S:.0f} (a year).")
+    _store(ctx, parameter, value)
+
+
 def store_options(command: Command) -> Command:
     """Add the options that say which store, and ``--hex``; they may stand before or behind the command's name."""
     for option in (
@@ -235,11 +340,11 @@ def store_options(command: Command) -> Command:
         click.option(
             "--timeout",
             "timeout_s",
-            type=click.FloatRange(min=0, min_open=True),
+            type=float,
             metavar="SECONDS",
             help="How long to wait for an answer.  [default: 30]",
             expose_value=False,
-            callback=_store,
+            callback=_check_timeout,
         ),
         click.option(
             "--endpoint",
@@ -300,9 +405,15 @@ def cli(ctx: click.Context) -> None:
 
     \b
     Exit codes:
-      0  done                        3  store not there, locked or not answering
-      1  key not found (get, exists) 4  damaged file
-      2  wrong usage or input        5  any other error
+        0  done
+        1  key not found (get, exists)
+        2  wrong usage or input
+        3  store not there, locked or not answering
+        4  damaged file
+        5  any other error
+      130  interrupted (Ctrl-C); other signals too are 128 + their number: 143 SIGTERM
+      141  whoever read standard output has gone
+
     Errors are one line on standard error that begins with "keyva:".
     """
     ctx.ensure_object(Target)
@@ -314,4 +425,5 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit; the entry of `bin/keyva`."""
+    fill_standard_streams()
     cli.main()

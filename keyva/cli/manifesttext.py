@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_json, put_field
+from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_crc, parse_json, put_field
 from keyva.errors import CorruptionError, InvalidArgumentError
 from keyva.files import FILES
-from keyva.manifest import FileMeta, LogMeta, Manifest, manifest_text, parse_manifest
+from keyva.manifest import FEATURES, FORMAT, FileMeta, LogMeta, Manifest, manifest_text, parse_manifest
 
 __all__ = ["build_manifest", "dump_manifest", "file_fields"]
 
@@ -74,6 +74,8 @@ def build_manifest(lines: Iterable[tuple[int, bytes]]) -> bytes:
     try:
         manifest = msgspec.convert({**head, "logs": logs, "levels": levels}, Manifest, builtin_types=(bytes,))
         manifest.check()
+        if manifest.format > FORMAT or set(manifest.features) - FEATURES:
+            raise ValueError(f"format {manifest.format} {list(manifest.features)} is newer than this keyva")
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"the manifest is not valid: {error}") from None
     return manifest_text(manifest)
@@ -101,10 +103,7 @@ def _add_file(levels: list[list[dict[str, Any]]], tree: dict[str, Any]) -> None:
     meta = {name: tree[name] for name in FileMeta.__struct_fields__ if name in tree and name not in _KEYS}
     for name in _KEYS:
         meta[name] = field_bytes(tree, name)
-    try:
-        meta["crc32c"] = int(meta["crc32c"], 16)
-    except (KeyError, TypeError, ValueError):
-        raise InvalidArgumentError("'crc32c' must be 8 hexadecimal digits") from None
+    meta["crc32c"] = parse_crc(meta, "crc32c")
     runs = levels[level]
     if not runs or runs[-1]["id"] != run:
         runs.append({"id": run, "files": []})

@@ -6,6 +6,7 @@ in a script it ends the run with the exit code of that error.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +14,9 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from keyva.cli.admin import flatten, table_text
-from keyva.cli.bytetext import parse_hex, quote, split_words, unquote
-from keyva.cli.main import EXIT_NOT_FOUND, EXIT_OK, Target, exit_code_of
+from keyva.cli.bytetext import ESCAPED, parse_hex, quote, split_words, unquote
+from keyva.cli.main import EXIT_NOT_FOUND, EXIT_OK, Target, Terminated, exit_code_of
+from keyva.cli.output import standard_input, standard_output
 from keyva.errors import InvalidArgumentError, KeyvaError
 
 if TYPE_CHECKING:
@@ -165,11 +167,15 @@ def _number(word: bytes) -> int:
 
 def run_prompt(target: Target) -> int:
     """Open the store and run lines until the end of input; return the exit code."""
+    stdin = standard_input()
+    standard_output()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ESCAPED)  # in a locale that is not UTF-8
     with target.client(create=True) as client:
         shell = Shell(client, sys.stdout, as_hex=target.hex)
-        if sys.stdin.isatty():
+        if stdin.isatty():
             return _run_terminal(shell, " ".join(filter(None, target.locate())))
-        return _run_script(shell, sys.stdin.buffer)
+        return _run_script(shell, stdin)
 
 
 def _run_script(shell: Shell, stream: Iterable[bytes]) -> int:
@@ -208,6 +214,8 @@ def _run_terminal(shell: Shell, title: str) -> int:
             shell.run_line(session.prompt())
         except EOFError:
             return EXIT_OK
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             continue
         except (KeyvaError, OSError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
@@ -11,6 +10,7 @@ import click
 
 from keyva.cli.bytetext import json_line, parse_argument, put_field, quote
 from keyva.cli.main import store_options, target_of
+from keyva.cli.output import standard_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +58,7 @@ def check_range(prefix: str | None, start: str | None, stop: str | None, *, as_h
 @click.option("--max-keys", "--limit", "max_keys", type=click.IntRange(min=0), metavar="N", help="Stop after N keys.")
 @click.option("--reverse", is_flag=True, help="From the last key to the first.")
 @click.option("--keys-only", is_flag=True, help="Leave the values out.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as `keyva dump` writes it and `keyva load` reads it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as `keyva load` reads it; without content types.")
 @store_options
 @click.pass_context
 def scan(
@@ -71,9 +71,9 @@ def scan(
     keys_only: bool,
     as_json: bool,
 ) -> None:
-    r"""List keys and values in key order.
+    """List keys and values in key order.
 
-    One entry a line: key, tab, value. What is no printable text is written as \xNN (\n, \t, \r and \\ for newline, tab,
+    One entry a line: key, tab, value. What is no printable text is written as \\xNN (\\n, \\t, \\r and \\\\ for newline, tab,
     return and backslash), so that an entry is always one line. --hex writes digits, --json objects with "key" and
     "value", or "key_b64" and "value_b64" where the bytes are not UTF-8. The scan sees the store as it was when it
     began.
@@ -87,7 +87,7 @@ def scan(
     """
     target = target_of(ctx)
     bounds = check_range(prefix, start, stop, as_hex=target.hex)
-    out = sys.stdout.buffer
+    out = standard_output()
     write_line = _line_writer(as_json, target.hex)
     with target.client() as client, client.iterator(**bounds, reverse=reverse, include_value=not keys_only) as entries:
         found: Iterable[Any] = entries if max_keys is None else islice(entries, max_keys)

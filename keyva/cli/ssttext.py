@@ -22,15 +22,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from keyva.block import BLOCK_HEADER_BYTES, CODECS, Columns, decode_block, encode_block, encode_columns, parse_block
+from keyva.block import BLOCK_HEADER_BYTES, CODECS, RAW_BYTES_MAX, Columns, decode_block, encode_block, encode_columns, parse_block
 from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_json, put_field
 from keyva.cli.manifesttext import file_fields
+from keyva.cli.output import is_special, output_file
 from keyva.errors import CorruptionError, InvalidArgumentError, KeyvaError
 from keyva.filename import index_path, sst_path
 from keyva.files import FILES, Files
-from keyva.manifest import FileMeta
-from keyva.options import KEY_BYTES_MAX
-from keyva.sst import SstHeader, SstWriter, Table
+from keyva.manifest import NUMBER_MAX, FileMeta
+from keyva.options import KEY_BYTES_MAX, LIMITS
+from keyva.sst import SST_VERSION, SstHeader, SstWriter, Table
 
 __all__ = ["build_sst", "dump_sst"]
 
@@ -123,25 +124,23 @@ def build_sst(lines: Iterable[tuple[int, bytes]], path: str) -> bytes:
 
     Holds one block in memory, and hashes and first keys of all. Raises `InvalidArgumentError` and leaves no file.
     """
-    path = os.path.abspath(path)
-    folder = os.path.dirname(path)
-    work = tempfile.mkdtemp(prefix=".keyva-build-", dir=folder)  # on the same file system, so that the file can be renamed
+    folder = tempfile.gettempdir() if is_special(path) else os.path.dirname(os.path.realpath(path))
+    work = tempfile.mkdtemp(prefix=".keyva-build-", dir=folder)
     builder: _Builder | None = None
     try:
         FILES.make_dir(os.path.join(work, "sst"))
         for _, line in lines:
             tree = parse_json(line)
             if builder is None:
-                builder = _Builder(work, parse_header(tree, "sst", SstHeader))
+                builder = _Builder(work, parse_header(tree, "sst", SstHeader, SST_VERSION))
             else:
                 builder.take(tree)
         if builder is None:
             raise InvalidArgumentError("there are no lines")
         meta = builder.finish()
-        FILES.rename(sst_path(work, meta.number), path)
+        _copy(sst_path(work, meta.number), path)
         if path.endswith(".sst"):
-            FILES.rename(index_path(work, meta.number), path.removesuffix(".sst") + ".index")
-        FILES.fsync_dir(folder)
+            _copy(index_path(work, meta.number), path.removesuffix(".sst") + ".index")
     finally:
         if builder is not None:
             builder.close()
@@ -149,18 +148,46 @@ def build_sst(lines: Iterable[tuple[int, bytes]], path: str) -> bytes:
     return json_line(file_fields(meta))
 
 
-def parse_header(tree: dict[str, Any], kind: str, header_type: type[Header]) -> Header:
-    """Build a format's header of the first line; raises `InvalidArgumentError`."""
+def _copy(source: str, target: str) -> None:
+    with open(source, "rb") as stream, output_file(target) as out:
+        shutil.copyfileobj(stream, out, 1024 * 1024)
+
+
+def parse_header(tree: dict[str, Any], kind: str, header_type: type[Header], version_max: int) -> Header:
+    """Build a format's header of the first line, and check it; raises `InvalidArgumentError`."""
     if tree.pop("file", None) != kind:
         raise InvalidArgumentError(f'the first line must have "file": "{kind}"')
     check_fields(tree, header_type.__struct_fields__)
     try:
         tree["store_id"] = bytes.fromhex(tree["store_id"])
-        return msgspec.convert(tree, header_type, builtin_types=(bytes,))
+        header = msgspec.convert(tree, header_type, builtin_types=(bytes,))
     except KeyError as error:
         raise InvalidArgumentError(f"the header lacks {error}") from None
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"the header is not valid: {error}") from None
+    _check_header(header, version_max)
+    return header
+
+
+def _check_header(header: msgspec.Struct, version_max: int) -> None:
+    """Raise `InvalidArgumentError` for a field that no header of this version can have."""
+    limits: dict[str, tuple[float, float]] = {
+        "version": (1, version_max),
+        "number": (1, NUMBER_MAX),
+        "block_size": (1, RAW_BYTES_MAX),
+        "bits_per_key": LIMITS["bloom_filter_bits"],
+        "sst_crc32c": (0, 2**32 - 1),
+    }
+    for name in header.__struct_fields__:
+        value = getattr(header, name)
+        if isinstance(value, int | float):
+            low, high = limits.get(name, (0, 2**64 - 1))
+            if not low <= value <= high:
+                raise InvalidArgumentError(f"the header is not valid: {name!r} must be from {low} to {high}, not {value}")
+    if len(header.store_id) != 16:  # type: ignore[attr-defined]
+        raise InvalidArgumentError("the header is not valid: 'store_id' must have 32 hexadecimal digits")
+    if header.features:  # type: ignore[attr-defined]
+        raise InvalidArgumentError("the header is not valid: this keyva knows no 'features'")
 
 
 class _Builder:
@@ -169,6 +196,8 @@ class _Builder:
     def __init__(self, directory: str, header: SstHeader) -> None:
         if header.compression not in CODECS:
             raise InvalidArgumentError(f"compression {header.compression!r} is none of {', '.join(CODECS)}")
+        if header.smallest_sequence > header.largest_sequence:
+            raise InvalidArgumentError("the header is not valid: 'smallest_sequence' is above 'largest_sequence'")
         self._writer: SstWriter | None = SstWriter(directory, header)
         self._block: Columns | None = None
         self._largest: bytes | None = None
@@ -184,7 +213,8 @@ class _Builder:
             self._block, self._block_line = ([], []), tree
             self._ended = "end" in tree
             check_fields(tree, _END_FIELDS if self._ended else _BLOCK_FIELDS, ("smallest", "largest") if self._ended else ())
-            if not self._ended and tree.get("codec") not in CODECS:
+            codec = tree.get("codec")
+            if not self._ended and not (isinstance(codec, str) and codec in CODECS):
                 raise InvalidArgumentError(f"a block's codec must be one of {', '.join(CODECS)}")
             return
         if self._block is None:
@@ -211,10 +241,12 @@ class _Builder:
             try:
                 stored = base64.b64decode(self._block_line["stored_b64"], validate=True)
                 raw_bytes = int(self._block_line["raw_bytes"])
+                if raw_bytes > 16 * (len(block[0]) + 1) + len(encode_columns(*block)):  # no encoding of these entries takes that much
+                    return _compress(block, codec)
                 fields = struct.pack("<IIIB3x", len(stored), raw_bytes, len(block[0]), codec)
                 if decode_unchecked(stored, fields) == block:
                     return stored, raw_bytes, codec
-            except (ValueError, TypeError, KeyError, struct.error, KeyvaError):
+            except (ValueError, TypeError, KeyError, OverflowError, struct.error, KeyvaError):
                 pass  # the entries were edited, so the stored bytes no longer count
         return _compress(block, codec)
 

@@ -3,6 +3,9 @@
     {"key": "user:1", "value": "Ada"}            both are UTF-8 text
     {"key_b64": "AP8Q", "value_b64": "yv4="}     any bytes, base64 (RFC 4648, section 4); each field for itself
     {"key_hex": "00ff10", "value_hex": "cafe"}   taken by load, written by dump --hex
+    {"key": "a", "value": "", "content_type": "text/plain"}   only where the entry has a content type
+
+Sequences are not part of a dump: they have no keys, and no client can list them. A copy of the directory has them.
 
 Invariants: dump writes a consistent view; load writes in the order of the input, each batch atomically, and when it stops early it
 says which lines are in the store.
@@ -13,7 +16,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +24,8 @@ import click
 
 from keyva.cli.bytetext import check_fields, field_bytes, json_line, numbered_lines, parse_json, put_field
 from keyva.cli.data import sync_option
-from keyva.cli.main import Interrupted, store_options, target_of
+from keyva.cli.main import Interrupted, exit_code_of_stop, store_options, target_of
+from keyva.cli.output import output_file, standard_input, standard_output
 from keyva.cli.scan import Bounds, check_range, range_options
 from keyva.errors import InvalidArgumentError, KeyvaError, OutcomeUnknownError
 
@@ -32,7 +36,9 @@ __all__ = ["dump", "load"]
 
 BATCH_ENTRIES_MAX = 1000
 BATCH_BYTES_MAX = 1024 * 1024
-_PROGRESS_EVERY = 500  # entries between two updates of the bar
+_PROGRESS_EVERY = 500  # lines between two updates of the bar
+
+Entry = tuple[bytes, bytes]
 
 
 class _Progress(Protocol):
@@ -64,8 +70,14 @@ def dump(ctx: click.Context, file: str, prefix: str | None, start: str | None, s
     """Write all entries, or a range, as JSON lines.
 
     To FILE or standard output. An entry is {"key": "...", "value": "..."}; a field that is not UTF-8 text is "key_b64"
-    or "value_b64" in base64 (with --hex all are "key_hex" and "value_hex"). The dump is the store as it was at one
-    moment. FILE appears when it is complete.
+    or "value_b64" in base64 (with --hex all are "key_hex" and "value_hex"). An entry that was put with a content type
+    has a "content_type" as well. The dump is the store as it was at one moment.
+
+    FILE appears, or is replaced, when it is complete; a new one is readable by you alone. A fifo or device is written
+    to as it is.
+
+    Sequences (GET /seq/NAME, sequence_next) are not part of a dump. Where they matter, stop the node and copy the
+    directory: the copy has all that is in the store.
 
     \b
     Examples:
@@ -76,35 +88,43 @@ def dump(ctx: click.Context, file: str, prefix: str | None, start: str | None, s
     target = target_of(ctx)
     bounds = check_range(prefix, start, stop, as_hex=target.hex)
     if file == "-":
-        out = sys.stdout.buffer
+        out = standard_output()
         with target.client() as client:
             _dump_entries(client, out, bounds, target.hex)
         out.flush()
-        return
-    temporary = f"{file}.{os.getpid()}.tmp"
-    try:
-        with target.client() as client, open(temporary, "xb") as out:
+    else:
+        with target.client() as client, output_file(file) as out:
             _dump_entries(client, out, bounds, target.hex)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
 
 
 def _dump_entries(client: Client, out: IO[bytes], bounds: Bounds, as_hex: bool) -> None:
     count = written = 0
-    with progress_bar("dump", None) as show, client.iterator(**bounds) as entries:
-        for key, value in entries:
-            line: dict[str, Any] = {}
-            put_field(line, "key", key, as_hex=as_hex)
-            put_field(line, "value", value, as_hex=as_hex)
-            written += out.write(json_line(line))
-            count += 1
-            if count % _PROGRESS_EVERY == 0:
-                show(written, count)
+    with progress_bar("dump", None) as show, client.snapshot() as snapshot, snapshot.iterator(**bounds) as entries:
+        for part in _parts(entries):
+            kinds = snapshot.content_types([key for key, _ in part])
+            for (key, value), kind in zip(part, kinds, strict=True):
+                line: dict[str, Any] = {}
+                put_field(line, "key", key, as_hex=as_hex)
+                put_field(line, "value", value, as_hex=as_hex)
+                if kind is not None:
+                    line["content_type"] = kind
+                written += out.write(json_line(line))
+            count += len(part)
+            show(written, count)
+
+
+def _parts(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Yield the entries in lists: asking for content types one by one would cost a message each over an endpoint."""
+    part: list[Entry] = []
+    size = 0
+    for entry in entries:
+        part.append(entry)
+        size += len(entry[0]) + len(entry[1])
+        if len(part) >= BATCH_ENTRIES_MAX or size >= BATCH_BYTES_MAX:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 @click.command()
@@ -116,9 +136,10 @@ def load(ctx: click.Context, file: str, sync: bool | None) -> None:
     """Put the entries of JSON lines into the store.
 
     From FILE or standard input. Reads what `keyva dump` writes: {"key": "...", "value": "..."}, with
-    "key_b64"/"value_b64" (base64) or "key_hex"/"value_hex" for any bytes. Writes in batches, in the order of the lines;
-    a later line wins over an earlier one. At a bad line it stops: the lines before it are in the store, and the message
-    says so. The directory is made when it is not there.
+    "key_b64"/"value_b64" (base64) or "key_hex"/"value_hex" for any bytes, and a "content_type" where an entry is to
+    have one. Writes in batches, in the order of the lines; a later line wins over an earlier one. At a bad line it
+    stops: the lines before it are in the store, and the message says so. The directory is made when it is not there.
+    Sequences are not part of a dump (see `keyva dump --help`).
 
     \b
     Examples:
@@ -127,7 +148,7 @@ def load(ctx: click.Context, file: str, sync: bool | None) -> None:
       echo '{"key": "a", "value_b64": "AAEC"}' | keyva load -
     """
     target = target_of(ctx)
-    stream = sys.stdin.buffer if file == "-" else open(file, "rb")  # noqa: SIM115 - standard input stays open
+    stream = standard_input() if file == "-" else open(file, "rb")  # noqa: SIM115 - standard input stays open
     try:
         with target.client(create=True) as client:
             count = _load_lines(client, stream, "standard input" if file == "-" else file, sync)
@@ -155,19 +176,22 @@ def _load_lines(client: Client, stream: IO[bytes], name: str, sync: bool | None)
                 batch.make_room(0)
                 if number % _PROGRESS_EVERY == 0:
                     show(bytes_read, batch.entries)
-        except KeyboardInterrupt:
-            raise Interrupted(f"{name}: interrupted; {batch.done()}") from None
-        batch.write()
+            batch.write()
+        except KeyboardInterrupt as stop:
+            raise Interrupted(f"{name}: interrupted; {batch.done_when_stopped()}", exit_code_of_stop(stop)) from None
     return batch.entries
 
 
-def _parse_entry(line: bytes) -> tuple[bytes, bytes]:
+def _parse_entry(line: bytes) -> tuple[bytes, bytes, str | None]:
     entry = parse_json(line)
-    check_fields(entry, (), ("key", "value"))
+    check_fields(entry, ("content_type",), ("key", "value"))
     key, value = field_bytes(entry, "key"), field_bytes(entry, "value")
     assert key is not None
     assert value is not None
-    return key, value
+    kind = entry.get("content_type")
+    if "content_type" in entry and not isinstance(kind, str):
+        raise InvalidArgumentError("'content_type' must be text")
+    return key, value, kind
 
 
 class _Pending:
@@ -183,10 +207,11 @@ class _Pending:
         self._written_line = 0
         self.entries = 0
         self._waiting = 0
+        self._sent = False  # and not answered
 
-    def add(self, number: int, key: bytes, value: bytes) -> None:
-        """Take the entry of line ``number``; raises `InvalidArgumentError` for a key or value that the store would refuse."""
-        self._batch.put(key, value)
+    def add(self, number: int, key: bytes, value: bytes, content_type: str | None) -> None:
+        """Take the entry of line ``number``; raises `InvalidArgumentError` for one that the store would refuse."""
+        self._batch.put(key, value, content_type=content_type)
         self._first_line = self._first_line or number
         self._last_line = number
         self._bytes += len(key) + len(value)
@@ -202,7 +227,9 @@ class _Pending:
         if not self._waiting:
             return
         try:
+            self._sent = True
             self._batch.write()
+            self._sent = False
         except OutcomeUnknownError as error:
             unknown = f"lines {self._first_line} to {self._last_line} are or are not (all of them or none)"
             raise OutcomeUnknownError(f"{self._name}: {error}; {self.done()}, {unknown}") from error
@@ -216,9 +243,16 @@ class _Pending:
         self._bytes = self._waiting = self._first_line = 0
 
     def done(self) -> str:
+        """Say what is known to be in the store."""
         if not self.entries:
             return "nothing was written"
         return f"the {self.entries} entries up to line {self._written_line} are in the store"
+
+    def done_when_stopped(self) -> str:
+        """Say the same where a signal may have come between a batch and its answer."""
+        if not self._sent:
+            return self.done()
+        return f"{self.done()}, lines {self._first_line} to {self._last_line} may be (all of them or none)"
 
 
 def _size_of(stream: IO[bytes]) -> int | None:

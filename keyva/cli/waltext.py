@@ -7,7 +7,8 @@
 
 A null value deletes. A builder works out checksums, lengths, offsets and sequence numbers, and moves ``synced`` with the
 record it points at; ``synced``, ``client`` and ``request`` may be left out of a line written by hand. A payload that is not
-encoded as keyva would comes as ``payload_b64`` as well, and is taken as long as it holds the entries listed.
+encoded as keyva would comes as ``payload_b64`` as well, and is taken as long as it holds the entries listed. One without ``entries`` is
+taken as it is, and the next record's own sequence number counts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from keyva.batch import Batch, decode_trusted, encode_batch
 from keyva.cli.bytetext import check_fields, field_bytes, json_line, parse_json, put_field
 from keyva.errors import InvalidArgumentError
 from keyva.files import FILES
-from keyva.wal import HEADER_BYTES, LOG_BYTES_MAX, RECORD_MAGIC, LogHeader, Record, decode_record, encode_record
+from keyva.options import KEY_BYTES_MAX
+from keyva.wal import HEADER_BYTES, LOG_BYTES_MAX, RECORD_BYTES, RECORD_MAGIC, LogHeader, Record, decode_record, encode_record
 
 __all__ = ["build_wal", "dump_wal"]
 
@@ -79,6 +81,8 @@ def _record_line(record: Record, as_hex: bool) -> bytes:
     try:
         batch: Batch = decode_trusted(payload)
     except msgspec.MsgspecError:
+        batch = {}
+    if not batch or max(map(len, batch)) > KEY_BYTES_MAX:  # not what keyva writes: shown as it is
         return json_line({**line, "payload_b64": base64.b64encode(payload).decode()})
     line["entries"] = entries = []
     for key, value in batch.items():
@@ -100,7 +104,7 @@ def build_wal(lines: Iterable[tuple[int, bytes]]) -> bytes:
             builder = _Builder(tree)
         elif "zeros" in tree:
             check_fields(tree, ("zeros",))
-            builder.append(bytes(_whole(tree, "zeros", 0)))
+            builder.append_zeros(_whole(tree, "zeros"))
         elif "damage" in tree:
             check_fields(tree, ("damage", "offset", "bytes_b64"))
             builder.append(_base64(tree, "bytes_b64"))
@@ -137,9 +141,17 @@ class _Builder:
 
     def append(self, data: bytes) -> None:
         """Append bytes as they are."""
-        if len(self.data) + len(data) > LOG_BYTES_MAX:
-            raise InvalidArgumentError("the log would pass 4 GiB")
+        self._check_room(len(data))
         self.data += data
+
+    def append_zeros(self, count: int) -> None:
+        """Append reserved space."""
+        self._check_room(count)  # before the zeros are made
+        self.data += bytes(count)
+
+    def _check_room(self, count: int) -> None:
+        if len(self.data) + count > LOG_BYTES_MAX:
+            raise InvalidArgumentError("the log would pass 4 GiB")
 
     def append_record(self, tree: dict[str, Any]) -> None:
         """Append the record of a line."""
@@ -153,25 +165,32 @@ class _Builder:
         synced = _whole(tree, "synced", self._synced)
         self._synced = self._moved.get(synced, synced)
         client, request = _whole(tree, "client", 0), _whole(tree, "request", 0)
+        self._check_room(RECORD_BYTES + len(payload))
+        if self.sequence + (entries or 0) >= 2**64:
+            raise InvalidArgumentError("the sequence numbers would pass 2**64 - 1")
         self.append(encode_record(self._salt, offset, self.sequence, self._synced, client, request, payload))
         self.append(payload)
-        self.sequence += entries
+        self.sequence = None if entries is None else self.sequence + entries
 
 
-def _payload(tree: dict[str, Any]) -> tuple[bytes, int]:
-    """Return a record's payload and how many sequence numbers it takes."""
+def _payload(tree: dict[str, Any]) -> tuple[bytes, int | None]:
+    """Return a record's payload and how many sequence numbers it takes, None when only the next record knows."""
     given = _base64(tree, "payload_b64") if "payload_b64" in tree else None
     if "entries" not in tree:
         if given is None:
             raise InvalidArgumentError("a record needs its 'entries'")
-        return given, 0
+        return given, None
     if not isinstance(tree["entries"], list) or not all(isinstance(entry, dict) for entry in tree["entries"]):
         raise InvalidArgumentError("'entries' must be a list of objects")
+    if not tree["entries"]:
+        raise InvalidArgumentError("a record needs at least one entry")
     batch: Batch = {}
     for entry in tree["entries"]:
         check_fields(entry, (), ("key", "value"))
         key = field_bytes(entry, "key")
         assert key is not None
+        if len(key) > KEY_BYTES_MAX:
+            raise InvalidArgumentError(f"key {key[:40]!r}... is longer than {KEY_BYTES_MAX} bytes")
         if key in batch:
             raise InvalidArgumentError(f"key {key[:40]!r} is twice in one record")
         batch[key] = field_bytes(entry, "value", nullable=True)

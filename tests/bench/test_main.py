@@ -153,6 +153,50 @@ def test_a_workload_a_system_cannot_do_is_left_out_and_said_so() -> None:
     assert f"left out: {workload} on {name}: " in result.stdout
 
 
+@pytest.mark.skipif("plyvel" not in EMBEDDED, reason="plyvel is not installed")
+def test_systems_for_one_process_are_left_out_of_several_whatever_the_workload(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    systems = ["--system", "keyva", "--system", "plyvel"]
+    result = run("run", "fillbatch", "readseq", *systems, "--num", 200, "--rounds", 1, "--processes", 2, "--json", path)
+    assert "left out: plyvel: cannot be used by several processes" in result.stdout
+    alone = run("run", "readseq", "--system", "plyvel", "--num", 200, "--processes", 2, code=2)
+    assert "nothing can be measured: plyvel cannot be used by several processes" in alone.stderr
+    report = msgspec.json.decode(path.read_bytes(), type=RunReport)
+    assert [found.system for found in report.measurements] == ["keyva", "keyva"]
+
+
+@pytest.mark.parametrize("arguments", ["list", "--help", "run --help"])
+def test_a_reader_that_leaves_ends_it_quietly(arguments: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with subprocess.Popen([SCRIPT, *arguments.split()], stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stderr is not None
+        assert (process.stderr.read(), process.wait(60)) == (b"", 141)
+
+
+def test_a_report_goes_through_a_link_and_keeps_the_mode_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "file").chmod(0o640)
+    (tmp_path / "link").symlink_to("file")
+    run("run", "fillbatch", "--system", "sqlite", "--num", 200, "--rounds", 1, "--json", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    msgspec.json.decode((tmp_path / "file").read_bytes(), type=RunReport)
+
+
+def test_ctrl_c_while_a_store_opens_leaves_nothing(tmp_path: Path) -> None:
+    command = [SCRIPT, "run", "fillbatch", "--system", "keyva", "--num", "1000", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        own = psutil.Process(process.pid)
+        (node,) = eventually(lambda: [child for child in own.children() if "keyva.workers.node" in child.cmdline()], "the node is started")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == "keyva-bench: interrupted\n"
+    assert not node.is_running() or node.status() == psutil.STATUS_ZOMBIE
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_system_that_is_not_there_is_left_out_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SYSTEMS["redis"], "program", "no-such-redis-server")
     monkeypatch.setattr(SYSTEMS["redis"], "module", "")
@@ -206,6 +250,10 @@ def test_measure_reports_costs_by_size(tmp_path: Path) -> None:
         (["table", "--only", "no such row"], "no row's name contains 'no such row'; the rows are: fillbatch"),
         (["plot", "/no/such/report.json"], "does not exist"),
         (["graph"], "No such command 'graph'"),
+        (["run", "fillseq", "--json", "/no/such/report.json"], "there is no directory /no/such"),
+        (["table", "--json", "/no/such/report.json"], "there is no directory /no/such"),
+        (["measure", "--json", "/no/such/report.json"], "there is no directory /no/such"),
+        (["run", "fillsync", "--system", "keyva-nosync"], "nothing can be measured: fillsync on keyva-nosync does not sync"),
     ],
 )
 def test_wrong_arguments_end_with_2_and_say_what_is_wrong(arguments: list[str], message: str) -> None:
@@ -218,11 +266,32 @@ def test_too_little_room_on_disk_is_said_before_anything_is_written(tmp_path: Pa
     assert "GB are needed; name another --dir" in result.stderr and os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", ["no json", "[1]", "{}"])
+ROUND = '{"per_second": 1, "p50_us": 1, "p99_us": 1, "p999_us": 1}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no json",
+        "[1]",
+        "{}",
+        '{"measurements": []}',
+        '{"measurements": {}}',
+        '{"measurements": [{"workload": "fillseq"}]}',
+        '{"measurements": [{"workload": "fillseq", "system": "keyva", "rounds": []}]}',
+        '{"measurements": [{"workload": "fillseq", "system": "keyva", "rounds": [1]}]}',
+        '{"measurements": [{"workload": "../up", "system": "keyva", "rounds": [' + ROUND + "]}]}",
+        '{"measurements": [{"workload": "fillseq", "system": "keyva", "rounds": [' + ROUND.replace(": 1", ': "1"') + "]}]}",
+        '{"rows": [{"row": "a"}]}',
+        '{"rows": [null]}',
+        '{"points": [{"system": "keyva"}]}',
+    ],
+)
 def test_plot_refuses_what_is_no_report(tmp_path: Path, content: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(content)
     assert str(path) in run("plot", path, "--to", tmp_path, code=1).stderr
+    assert os.listdir(tmp_path) == ["report.json"]
 
 
 def test_plot_draws_each_kind_of_report(tmp_path: Path) -> None:

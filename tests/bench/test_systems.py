@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nodes import eventually
 
 from keyva.bench.data import key_of
 from keyva.bench.machine import is_alive, scratch
@@ -14,6 +18,7 @@ from keyva.bench.runner import run_workload
 from keyva.bench.system import System
 from keyva.bench.systems import SYSTEMS, available, version_of, why_missing
 from keyva.bench.workloads import WORKLOADS, Plan
+from keyva.endpoints import running_node
 from keyva.errors import ConfigError
 
 ENTRIES = [(key_of(number), b"value %d" % number) for number in range(100)]
@@ -121,6 +126,31 @@ def test_a_missing_library_and_a_missing_program_are_named() -> None:
 
     assert why_missing(NoLibrary) == "keyva_has_no_such_module is not installed"
     assert why_missing(NoProgram) == "keyva-has-no-such-program is not installed"
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_node_that_nobody_has_closed_is_ended_before_its_directory_goes(ready: bool) -> None:
+    with pytest.raises(KeyboardInterrupt), scratch(None) as directory:
+        command = [sys.executable, "-m", "keyva.workers.node", "--no-http", "--dir", os.path.join(directory, "store")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        if ready:
+            eventually(lambda: running_node(os.path.join(directory, "store")), "the node is ready")
+        raise KeyboardInterrupt
+    assert process.wait(60) in (0, -signal.SIGTERM)
+    assert not os.path.exists(directory)
+
+
+def test_a_node_that_another_process_started_is_found_by_its_lock() -> None:
+    with scratch(None) as directory:
+        command = [sys.executable, "-m", "keyva.workers.node", "--no-http", "--dir", os.path.join(directory, "store")]
+        program = (
+            f"import subprocess; p = subprocess.Popen({command!r}, stdout=subprocess.PIPE, text=True); print(p.pid, p.stdout.readline())"
+        )
+        done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+        pid = int(done.stdout.split()[0])
+        assert is_alive(pid)
+    assert not is_alive(pid)
+    assert not os.path.exists(directory)
 
 
 @pytest.mark.skipif("redis" not in available(), reason=why_missing(SYSTEMS["redis"]))

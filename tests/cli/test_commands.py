@@ -108,7 +108,20 @@ class TestIncr:
         one_line(run("incr", "n", code=2))
 
     def test_a_step_that_is_no_number_is_exit_code_2(self, run: Run, store: Path) -> None:
-        one_line(run("incr", "n", "--fast", code=2))
+        one_line(run("incr", "n", "--fast", code=2), "--fast")
+
+    @pytest.mark.parametrize("arguments", [("--foo",), ("-5",), ("-5x",), ("n", "-5x"), ("n", "-5", "-6"), ("n", "5", "-6"), ("-x", "5")])
+    def test_a_mistyped_option_is_neither_key_nor_number(self, arguments: tuple[str, ...], run: Run, client: keyva.Client) -> None:
+        one_line(run("incr", *arguments, code=2), "keyva")
+        assert list(client.iterator()) == []
+
+    def test_a_key_that_begins_with_a_dash_goes_behind_two(self, run: Run, store: Path) -> None:
+        assert run("incr", "--", "--foo", "-5").stdout == "-5\n"
+        assert run("incr", "--timeout", "30", "--", "-5").stdout == "1\n"
+
+    def test_a_negative_number_is_no_value_of_an_option(self, run: Run, store: Path) -> None:
+        one_line(run("incr", "n", "--timeout", "-5", code=2), "--timeout")
+        assert run("incr", "n", "-5", "--timeout", "5").stdout == "-5\n"
 
 
 class TestScan:
@@ -180,6 +193,12 @@ class TestLoadAndDump:
             (b'{"key": "a", "value": null}', "value"),
             (b'{"key": "a", "value": "1", "ttl": 5}', "ttl"),
             (b'{"key": "a", "key_b64": "YQ==", "value": "1"}', "exactly one"),
+            (b'{"key": "a", "value": "1", "key": "b"}', "field 'key' is there twice"),
+            (b'{"key": "a", "value": "1", "k\\u0065y": "b"}', "field 'key' is there twice"),
+            (b'{"key": "a", "value": "1", "value": "1\\""}', "field 'value' is there twice"),
+            (b'{"key": "a", "value": "1", "content_type": null}', "'content_type' must be text"),
+            (b'{"key": "a", "value": "1", "content_type": ""}', "content type"),
+            (b'{"key": "a", "value": "1", "content_type": "caf\xc3\xa9"}', "ASCII"),
             (b'{"key_hex": "ffff00", "value": "1"}', "FF FF"),
             (b'{"key": "' + b"k" * 65537 + b'", "value": "1"}', "65536"),
         ],
@@ -194,6 +213,77 @@ class TestLoadAndDump:
 
     def test_a_bad_first_line_writes_nothing(self, run: Run, client: keyva.Client) -> None:
         one_line(run("load", stdin=b"x", code=2), "line 1:", "nothing was written")
+
+    def test_content_types_are_dumped_and_loaded(self, run: Run, client: keyva.Client, tmp_path: Path) -> None:
+        client.put(b"page", b"<p>", content_type="text/html")
+        client.put(b"photo", b"\xff", content_type="image/png")
+        client.put_many({b"plain %04d" % n: b"" for n in range(1500)})
+        run("dump", tmp_path / "file")
+        lines = (tmp_path / "file").read_bytes().splitlines()
+        assert lines[:3] == [
+            b'{"key":"page","value":"<p>","content_type":"text/html"}',
+            b'{"key":"photo","value_b64":"/w==","content_type":"image/png"}',
+            b'{"key":"plain 0000","value":""}',
+        ]
+        assert run("--endpoint", endpoint_of(Path(os.environ["KEYVA_DIR"])), "dump").stdout_bytes == (tmp_path / "file").read_bytes()
+        with client.write_batch() as batch:
+            for key in client.iterator(include_value=False):
+                batch.delete(key)
+        run("load", tmp_path / "file")
+        assert client.get_typed(b"page") == (b"<p>", "text/html")
+        assert client.get_typed(b"photo") == (b"\xff", "image/png")
+        assert client.get_typed(b"plain 1499") == (b"", None)
+        run("load", "-", stdin=b'{"key": "page", "value": "<p>"}')  # as an older dump has it
+        assert client.get_typed(b"page") == (b"<p>", None)
+
+    def test_a_key_too_long_to_have_a_content_type_is_dumped(self, run: Run, client: keyva.Client) -> None:
+        client.put(b"k" * 65536, b"v")
+        assert len(run("dump").stdout_bytes) == 65536 + len('{"key":"","value":"v"}\n')
+
+    def test_the_help_says_that_sequences_are_no_part_of_a_dump(self, run: Run) -> None:
+        for command in ("dump", "load"):
+            assert "Sequences" in run(command, "--help").stdout
+
+    def test_a_new_dump_is_private_and_one_that_is_replaced_keeps_its_mode(self, run: Run, client: keyva.Client, tmp_path: Path) -> None:
+        client.put(b"a", b"1")
+        run("dump", tmp_path / "file")
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+        (tmp_path / "file").write_bytes(b"old")
+        (tmp_path / "file").chmod(0o640)
+        run("dump", tmp_path / "file")
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+        assert (tmp_path / "file").read_bytes() == b'{"key":"a","value":"1"}\n'
+
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_a_link_stays_and_what_it_points_at_is_written(self, exists: bool, run: Run, client: keyva.Client, tmp_path: Path) -> None:
+        client.put(b"a", b"1")
+        (tmp_path / "folder").mkdir()
+        if exists:
+            (tmp_path / "folder" / "file").write_bytes(b"old")
+        (tmp_path / "link").symlink_to(Path("folder", "file"))
+        run("dump", tmp_path / "link")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder" / "file").read_bytes() == b'{"key":"a","value":"1"}\n'
+        assert len(list(tmp_path.rglob("*"))) == 3
+
+    def test_a_fifo_is_written_to_and_not_replaced(self, run: Run, client: keyva.Client, tmp_path: Path) -> None:
+        client.put(b"a", b"1")
+        os.mkfifo(tmp_path / "fifo")
+        reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            run("dump", tmp_path / "fifo")
+            assert os.read(reader, 1000) == b'{"key":"a","value":"1"}\n'
+        finally:
+            os.close(reader)
+        assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+    def test_a_folder_that_is_not_there_is_named(self, run: Run, store: Path, tmp_path: Path) -> None:
+        one_line(run("dump", tmp_path / "nowhere" / "file", code=5), str(tmp_path / "nowhere" / "file"))
+
+    def test_a_failing_dump_leaves_the_old_file(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"old")
+        run("--dir", tmp_path / "nowhere", "dump", tmp_path / "file", code=3)
+        assert (tmp_path / "file").read_bytes() == b"old"
 
     def test_a_failing_dump_leaves_no_file(self, run: Run, tmp_path: Path) -> None:
         run("--dir", tmp_path / "nowhere", "dump", tmp_path / "file", code=3)
@@ -240,6 +330,18 @@ class TestAdmin:
     def test_ps_without_a_node_is_exit_code_3(self, run: Run, tmp_path: Path) -> None:
         one_line(run("ps", tmp_path, code=3))
 
+    def test_ps_of_a_file_is_exit_code_3(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        one_line(run("ps", tmp_path / "file", code=3), "is not a directory")
+
+    def test_ps_without_permission_is_exit_code_3_as_get_is(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(directory: str) -> None:
+            raise PermissionError(13, "Permission denied", directory)
+
+        monkeypatch.setattr("keyva.client.node_processes", refuse)
+        monkeypatch.setattr(os, "access", lambda *arguments, **options: False)
+        one_line(run("ps", tmp_path, code=3), "no permission to use")
+
 
 class TestKeygen:
     def test_makes_a_pair_that_zmq_reads(self, run: Run, tmp_path: Path) -> None:
@@ -257,6 +359,11 @@ class TestKeygen:
         one_line(run("keygen", "alice", "--out", tmp_path, code=2), "alice.key")
         assert (tmp_path / "alice.key_secret").read_bytes() == before
 
+    def test_never_writes_through_a_link(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "alice.key").symlink_to(tmp_path / "elsewhere")
+        one_line(run("keygen", "alice", "--out", tmp_path, code=2), "alice.key")
+        assert not (tmp_path / "elsewhere").exists()
+
     @pytest.mark.parametrize("name", ["", "a/b", "../a"])
     def test_a_name_with_folders_is_refused(self, name: str, run: Run, tmp_path: Path) -> None:
         one_line(run("keygen", name, "--out", tmp_path, code=2))
@@ -273,6 +380,25 @@ class TestWhichStore:
         monkeypatch.setenv("KEYVA_DIR", "a")
         monkeypatch.setenv("KEYVA_ENDPOINT", "ipc://x")
         one_line(run("get", "a", code=2))
+
+    @pytest.mark.parametrize(
+        "arguments", [("--dir", "", "put", "a", "1"), ("put", "--dir", "", "a", "1"), ("ps", ""), ("--dir", "", "ps"), ("--dir", "")]
+    )
+    def test_an_empty_directory_name_is_not_the_current_directory(
+        self, arguments: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("KEYVA_DIR", "")
+        one_line(run(*arguments, code=2), "empty")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("seconds", ["inf", "nan", "-inf", "0", "-1", "1e300", "x"])
+    def test_a_timeout_that_is_no_time_is_exit_code_2(self, seconds: str, run: Run, store: Path) -> None:
+        one_line(run("--timeout", seconds, "get", "a", code=2), "--timeout")
+
+    @pytest.mark.parametrize("endpoint", ["tcp://", "tcp://host", "ipc://", "ipc:///" + "a" * 200, ""])
+    def test_an_endpoint_that_cannot_be_is_exit_code_2(self, endpoint: str, run: Run) -> None:
+        one_line(run("--endpoint", endpoint, "--timeout", "0.5", "get", "a", code=2), repr(endpoint))
 
     def test_an_option_wins_over_the_environment(self, run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KEYVA_DIR", "/no/such/directory")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sysconfig
 import tempfile
 from pathlib import Path
 from random import Random
@@ -13,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from nodes import eventually
 
 from keyva.batch import encode_batch
 from keyva.block import Columns, encode_block
@@ -24,6 +29,7 @@ from keyva.sst import SstWriter, Table, new_header
 from keyva.wal import LogWriter, Record, recover_log
 
 GOLDEN = Path(__file__).parent.parent / "data" / "v1"
+SCRIPTS = Path(sysconfig.get_path("scripts"))
 STORE_ID = bytes(range(16))
 KINDS = {"sst/*.sst": "sst", "sst/*.index": "index", "wal/*.wal": "wal", "MANIFEST": "manifest"}
 GOLDEN_FILES = [(kind, path) for pattern, kind in KINDS.items() for path in sorted(GOLDEN.glob(pattern))]
@@ -160,6 +166,31 @@ class TestSst:
             (lambda found: [{**found[0], "number": "5"}, *found[1:]], "line 1: the header is not valid"),
             (lambda found: [{**found[0], "compression": "brotli"}, *found[1:]], "brotli"),
             (lambda found: [found[0], {"block": 0, "codec": "brotli"}, *found[2:]], "line 2: a block's codec"),
+            (lambda found: [found[0], {"block": 0, "codec": []}, *found[2:]], "line 2: a block's codec"),
+            *(
+                (
+                    lambda found, name=name, value=value: [{**found[0], name: value}, *found[1:]],
+                    f"line 1: the header is not valid: '{name}'",
+                )
+                for name, value in [
+                    ("version", -1),
+                    ("version", 2),
+                    ("number", -1),
+                    ("number", 0),
+                    ("number", 2**32),
+                    ("number", 2**64),
+                    ("block_size", -1),
+                    ("block_size", 2**64),
+                    ("created_ms", 2**64),
+                    ("created_ms", -1),
+                    ("bits_per_key", 2**63),
+                    ("bits_per_key", -0.5),
+                    ("smallest_sequence", 2**64),
+                    ("smallest_sequence", 3),
+                    ("store_id", "00"),
+                ]
+            ),
+            (lambda found: [{**found[0], "features": ["later"]}, *found[1:]], "line 1: the header is not valid"),
             (lambda found: [*found[:2], {"key": "a"}, *found[3:]], "line 3: 'value'"),
             (lambda found: [*found[:2], {"key": "a" * 65537, "value": ""}, *found[3:]], "line 3: the key is longer"),
             (lambda found: [], "no lines"),
@@ -239,6 +270,35 @@ class TestWal:
         boundaries = {64, *(record.end for record in recovery.records)}
         assert {record.synced for record in recovery.records} <= boundaries
 
+    @pytest.mark.parametrize("payload", [b"\x80", encode_batch({b"k" * 70_000: b"v", b"a": None})])
+    def test_a_record_that_keyva_would_not_write_comes_back_and_so_does_what_follows(self, payload: bytes, tmp_path: Path) -> None:
+        (tmp_path / "wal").mkdir()
+        log = LogWriter.create(str(tmp_path), 9, STORE_ID, 1)
+        log.append([(payload, 2, 1, 1), (encode_batch({b"k": b"v"}), 1, 1, 2)], 1)
+        log.close()
+        lines = dump("wal", Path(log.path))
+        assert "entries" not in trees(lines)[1]
+        build("wal", tmp_path / "copy", lines)
+        assert (tmp_path / "copy").read_bytes() == Path(log.path).read_bytes()
+
+    def test_sequence_numbers_beyond_64_bits_are_refused(self, tmp_path: Path) -> None:
+        head = {"file": "wal", "number": 1, "store_id": "0f" * 16, "first_sequence": 2**64 - 1}
+        result = run("wal", "build", tmp_path / "x", stdin=untrees([head, {"entries": [{"key": "a", "value": None}]}]))
+        assert (result.exit_code, "line 2: the sequence numbers" in result.stderr) == (2, True)
+
+    def test_the_repair_that_the_help_shows_drops_damage_and_nothing_else(self, tmp_path: Path) -> None:
+        (tmp_path / "wal").mkdir()
+        log = LogWriter.create(str(tmp_path), 9, STORE_ID, 1)
+        log.append([(encode_batch({b"damage": b'{"damage"'}), 1, 1, 1), (encode_batch({b"b": b"torn"}), 1, 1, 2)], 1)
+        log.close()
+        Path(log.path).write_bytes(Path(log.path).read_bytes().replace(b"torn", b"tore"))
+        command = next(line for line in run("wal", "--help").stdout.splitlines() if "grep" in line)
+        pattern = shlex.split(command)[shlex.split(command).index("-v") + 1]
+        found = dump("wal", Path(log.path))
+        kept = subprocess.run(["grep", "-v", pattern], input=found, capture_output=True, check=True).stdout
+        assert [tree.get("entries") for tree in trees(kept)] == [None, [{"key": "damage", "value": '{"damage"'}], None]
+        assert b'{"damage":' in found and b'\n{"damage":' not in kept
+
     def test_a_payload_in_another_encoding_comes_back(self, tmp_path: Path) -> None:
         (tmp_path / "wal").mkdir()
         log = LogWriter.create(str(tmp_path), 9, STORE_ID, 1)
@@ -260,7 +320,12 @@ class TestWal:
             (b'{"entries": [{"key": "a"}]}', "'value'"),
             (b'{"entries": [{"key": "a", "value": "1"}, {"key": "a", "value": "2"}]}', "twice"),
             (b'{"client": 1}', "needs its 'entries'"),
-            (b'{"entries": [], "client": -1}', "'client'"),
+            (b'{"entries": [{"key": "a", "value": "1"}], "client": -1}', "'client'"),
+            (b'{"entries": []}', "at least one entry"),
+            (b'{"entries": [{"key": "' + b"k" * 65537 + b'", "value": "1"}]}', "longer than 65536"),
+            (b'{"entries": [{"key": "a", "value": "1", "key": "b"}]}', "field 'key' is there twice"),
+            (b'{"zeros": 9223372036854775808}', "4 GiB"),
+            (b'{"zeros": -1}', "'zeros'"),
             (b'{"zeros": 5000000000}', "4 GiB"),
             (b'{"damage": "x", "bytes_b64": "?"}', "bytes_b64"),
             (b"nonsense", "not JSON"),
@@ -317,6 +382,10 @@ class TestIndex:
             (lambda found: [*found[:-1], {**found[-1], "filter_b64": "AA=="}], "filter"),
             (lambda found: [*found[:-1], {**found[-1], "end_offset": -1}], "end_offset"),
             (lambda found: [{**found[0], "sst_crc32c": 5}, *found[1:]], "sst_crc32c"),
+            (lambda found: [{**found[0], "sst_crc32c": "-0000001"}, *found[1:]], "sst_crc32c"),
+            (lambda found: [{**found[0], "sst_bytes": 2**64}, *found[1:]], "line 1: the header is not valid: 'sst_bytes'"),
+            (lambda found: [{**found[0], "entries": -1}, *found[1:]], "line 1: the header is not valid: 'entries'"),
+            (lambda found: [found[0], {"first_key": "k" * 65537, "offset": 1}, *found[1:]], "line 2: the first key is longer"),
             (lambda found: [{"file": "index", "sst_crc32c": "00000000"}, *found[1:]], "store_id"),
         ],
     )
@@ -358,6 +427,14 @@ class TestManifest:
             (lambda found: [*found[:-1], {**found[-1], "crc32c": 5}], "'crc32c'"),
             (lambda found: [*found, found[-1]], "listed twice"),
             (lambda found: [*found[:-1], {**found[-1], "colour": 5}], "colour"),
+            (lambda found: [{**found[0], "generation": 2**64}, *found[1:]], "generation"),
+            (lambda found: [{**found[0], "generation": -1}, *found[1:]], "generation"),
+            (lambda found: [{**found[0], "format": 0}, *found[1:]], "format"),
+            (lambda found: [{**found[0], "format": 2}, *found[1:]], "format 2"),
+            (lambda found: [{**found[0], "features": ["later"]}, *found[1:]], "later"),
+            (lambda found: [*found[:-1], {**found[-1], "number": -1}], "SST number"),
+            (lambda found: [*found[:-1], {**found[-1], "size_bytes": -1}], "out of range"),
+            (lambda found: [{**tree, "log": -1} if "log" in tree else tree for tree in found], "log number"),
         ],
     )
     def test_a_manifest_against_its_own_rules_is_refused(self, change: Any, message: str, tmp_path: Path) -> None:
@@ -380,19 +457,74 @@ def test_a_file_that_is_there_is_replaced_only_by_force(kind: str, path: Path, t
     assert target.read_bytes() == path.read_bytes()
 
 
-def test_files_of_a_running_store_are_not_touched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("through", ["store", "link to the store", "link to its folders"])
+def test_files_of_a_running_store_are_not_touched(through: str, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(GOLDEN, store)
+    (tmp_path / "link to the store").symlink_to(store)
+    (tmp_path / "link to its folders").mkdir()
+    for name in ("MANIFEST", "sst", "wal"):
+        (tmp_path / "link to its folders" / name).symlink_to(store / name)
+    (store / "sst" / "000099.sst").symlink_to(tmp_path / "elsewhere")
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     lock = Lock(str(store / "LOCK"))
     assert lock.acquire()
     try:
-        for target in ("MANIFEST", "sst/000003.sst", "wal/000009.wal"):
+        for target in ("MANIFEST", "sst/000003.sst", "sst/000099.sst", "wal/000009.wal"):
             lines = dump("manifest", GOLDEN / "MANIFEST")
-            result = run("manifest", "build", "--force", store / target, stdin=lines)
+            result = run("manifest", "build", "--force", tmp_path / through / target, stdin=lines)
             assert result.exit_code == 3
             assert "stop it" in result.stderr
+        assert {path: path.read_bytes() for path in before} == before
+        assert not (tmp_path / "elsewhere").exists()
     finally:
         lock.release()
+
+
+@pytest.mark.parametrize(("kind", "path"), [GOLDEN_FILES[0], *GOLDEN_FILES[-2:]], ids=lambda value: getattr(value, "name", value))
+class TestWhatIsReplaced:
+    def test_a_new_file_is_private_and_an_old_one_keeps_its_mode(self, kind: str, path: Path, tmp_path: Path) -> None:
+        target = tmp_path / "target"
+        build(kind, target, dump(kind, path))
+        assert target.stat().st_mode & 0o777 == 0o600
+        target.chmod(0o640)
+        assert run(kind, "build", "--force", target, stdin=dump(kind, path)).exit_code == 0
+        assert target.stat().st_mode & 0o777 == 0o640
+
+    def test_a_link_stays_and_what_it_points_at_is_written(self, kind: str, path: Path, tmp_path: Path) -> None:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+        build(kind, tmp_path / "link", dump(kind, path))
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder" / "file").read_bytes() == path.read_bytes()
+        assert sorted(tmp_path.rglob("*")) == [tmp_path / "folder", tmp_path / "folder" / "file", tmp_path / "link"]
+
+    def test_a_fifo_is_written_to(self, kind: str, path: Path, tmp_path: Path) -> None:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            assert run(kind, "build", "--force", fifo, stdin=dump(kind, path)).exit_code == 0
+            assert os.read(reader, 65536) == path.read_bytes()
+        finally:
+            os.close(reader)
+        assert fifo.is_fifo()
+
+
+def test_a_build_that_a_signal_ends_leaves_nothing(tmp_path: Path) -> None:
+    lines = dump("sst", make_sst(tmp_path / "a", "lz4", some_entries())).splitlines(keepends=True)
+    folder = tmp_path / "b"
+    folder.mkdir()
+    command = [str(SCRIPTS / "keyva"), "sst", "build", str(folder / "x.sst")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(b"".join(lines[:100]))
+        process.stdin.flush()
+        eventually(lambda: list(folder.glob(".keyva-build-*/sst/*.sst")), "the build has begun")
+        process.terminate()
+        assert process.wait(60) == 143
+        assert process.stderr.read() == b""
+    assert list(folder.iterdir()) == []
 
 
 def test_lines_may_come_from_a_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from nodes import free_port
+from nodes import eventually, free_port
 
 import keyva
 
@@ -143,6 +143,17 @@ class TestPipes:
         assert message.count(b"\n") == 1
         assert b"the 1000 entries up to line 1000 are in the store" in message
 
+    def test_sigterm_ends_a_load_and_says_what_is_in_the_store(self, store: Path, client: keyva.Client) -> None:
+        with subprocess.Popen([str(KEYVA), "load"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin is not None and process.stderr is not None
+            process.stdin.write(b"".join(b'{"key": "%04d", "value": "v"}\n' % n for n in range(1000)))
+            process.stdin.flush()
+            eventually(lambda: client.get(b"0999"), "the batch is written")
+            process.terminate()
+            message = process.stderr.read()
+            assert process.wait(DEADLINE_S) == 143
+        assert message.count(b"\n") == 1 and b" 1000 " in message
+
     def test_a_command_without_a_node_starts_one_that_stops_by_itself(self, tmp_path: Path) -> None:
         directory = tmp_path / "new"
         assert keyva_process("--dir", directory, "put", "a", "1").returncode == 0
@@ -151,6 +162,71 @@ class TestPipes:
         while (directory / "NODE").exists():
             assert time.monotonic() < deadline, "the background node does not stop"
             time.sleep(0.05)
+
+
+class TestFirstMoments:
+    """A signal while modules are imported: there is nothing to tidy up, and nothing to say."""
+
+    @pytest.mark.parametrize(
+        ("command", "number", "code"),
+        [
+            ("keyva", signal.SIGINT, 130),
+            ("keyva-bench", signal.SIGINT, 130),
+            ("keyva-node", signal.SIGINT, 130),
+            ("keyva-node", signal.SIGTERM, 0),
+        ],
+    )
+    def test_a_signal_ends_it_without_a_word(self, command: str, number: int, code: int, tmp_path: Path) -> None:
+        (tmp_path / "msgspec.py").write_text("import threading\nprint('importing', flush=True)\nthreading.Event().wait(60)\n")
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        arguments = [str(KEYVA.with_name(command)), "--dir", str(tmp_path / "store")]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout.readline() == b"importing\n"
+            process.send_signal(number)
+            assert (process.wait(DEADLINE_S), process.stderr.read()) == (code, b"")
+
+
+class TestClosedStreams:
+    """What a shell's >&- and <&- leave: no stream at all."""
+
+    @pytest.mark.parametrize("arguments", ["put a 1", "incr n", "delete a", "exists a", "flush"])
+    def test_what_needs_no_output_is_done_without_it(self, arguments: str, store: Path, client: keyva.Client) -> None:
+        client.put(b"a", b"1")
+        found = shell(f"{KEYVA} {arguments} >&-")
+        assert (found.returncode, found.stderr) == (0, b"")
+
+    @pytest.mark.parametrize("arguments", ["get a", "scan", "dump", "stats", "ps"])
+    def test_what_is_output_is_refused_in_one_line(self, arguments: str, store: Path, client: keyva.Client) -> None:
+        client.put(b"a", b"1")
+        found = shell(f"{KEYVA} {arguments} >&-")
+        assert (found.returncode, found.stderr) == (5, b"keyva: standard output is closed\n")
+
+    @pytest.mark.parametrize("arguments", ["put a -", "load", "", "wal build x"])
+    def test_what_is_input_is_refused_in_one_line(self, arguments: str, store: Path, tmp_path: Path) -> None:
+        found = shell(f"cd {tmp_path} && {KEYVA} {arguments} <&-")
+        assert (found.returncode, found.stderr) == (5, b"keyva: standard input is closed\n")
+
+    def test_a_prompt_without_output_is_refused(self, store: Path) -> None:
+        found = shell(f"echo put a 1 | {KEYVA} >&-")
+        assert (found.returncode, found.stderr) == (5, b"keyva: standard output is closed\n")
+
+    def test_no_file_of_the_store_gets_the_number_of_a_stream(self, tmp_path: Path) -> None:
+        code = "import keyva.cli.output as o, os; o.fill_standard_streams(); print(os.open('.', os.O_RDONLY) > 2)"
+        assert shell(f'{sys.executable} -c "{code}" <&-').stdout == b"True\n"
+
+    @pytest.mark.parametrize("arguments", ["--help", "scan --help", "--version"])
+    def test_help_for_a_reader_that_has_gone_is_no_absent_key(self, arguments: str) -> None:
+        read, write = os.pipe()
+        os.close(read)
+        with subprocess.Popen([str(KEYVA), *arguments.split()], stdout=write, stderr=subprocess.PIPE) as process:
+            os.close(write)
+            assert process.stderr is not None
+            assert (process.stderr.read(), process.wait(DEADLINE_S)) == (b"", 141)
+
+
+def shell(command: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE_S, check=False)
 
 
 class TestTerminal:
@@ -192,6 +268,28 @@ class TestTerminal:
         history = tmp_path / "keyva" / "history"
         assert b"put user:1 Ada" in history.read_bytes()
         assert history.stat().st_mode & 0o077 == 0
+
+    def test_the_prompt_survives_what_the_locale_cannot_show(self, store: Path, client: keyva.Client, tmp_path: Path) -> None:
+        client.put("café".encode(), "naïve".encode())
+        with terminal(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", XDG_STATE_HOME=str(tmp_path)) as found:
+            found.type_line(b"scan\r")
+            found.wait_for(rb"caf\xc3\xa9" + b"\t" + rb"na\xc3\xafve")
+            found.type_line(rb"get caf\xc3\xa9" + b"\r")
+            found.wait_for(rb"na\xc3\xafve")
+            found.type_line("exists café".encode() + b"\r")
+            found.wait_for(b"true")
+            found.type_line(b"\x04")
+            found.rest()
+            assert found.process.returncode == 0
+
+    def test_sigterm_ends_the_prompt(self, store: Path, tmp_path: Path) -> None:
+        with terminal(XDG_STATE_HOME=str(tmp_path)) as found:
+            found.type_line(b"exists a\r")
+            found.wait_for(b"false")
+            found.wait(lambda: found.seen.count(_RAW_MODE) >= 2, "the next prompt")
+            found.process.terminate()
+            found.rest()
+            assert found.process.returncode == 143
 
 
 class TestCurve:
