@@ -22,10 +22,10 @@ import zmq
 from keyva.batch import Batch, check_key, check_value, encode_batch, make_batch
 from keyva.channel import Channel, Curve
 from keyva.connections import Connections, Target
-from keyva.endpoints import running_node
-from keyva.errors import ClosedError, ConfigError, InvalidArgumentError, UnavailableError
+from keyva.endpoints import real_directory, running_node
+from keyva.errors import ClosedError, ConfigError, InvalidArgumentError, StoreError, UnavailableError
 from keyva.iterator import Iterator
-from keyva.options import Options
+from keyva.options import Options, absolute_paths
 from keyva.pipeline import Pipeline
 from keyva.protocol import FLAG_NO_SYNC, FLAG_SYNC, decode_body, encode
 from keyva.remote import RemoteReads, RemoteSnapshot
@@ -37,6 +37,7 @@ from keyva.writes import Expected, Message, Write, increment_of, messages_of, se
 __all__ = ["Client", "WriteBatch", "connect", "node_processes", "open_directory"]
 
 ROUND_TRIP_S = 15.0
+TIMEOUT_MAX_S = 86400.0 * 365
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _left_to_parent: list[Connections] = []
@@ -46,11 +47,14 @@ def open_directory(directory: str | os.PathLike[str], *, timeout_s: float = 30.0
     """Open the store in ``directory``: attach to the node that owns it, or start one in the background.
 
     A node started here stops by itself some seconds after its last client has gone. ``settings`` are those of `keyva.Options`; a
-    running node must agree with them, or `ConfigError` is raised. ``timeout_s`` limits each call. Raises the error of a node that
-    cannot start (`StoreError` and its kin), `UnavailableError` when none is ready in time.
+    running node must agree with them, or `ConfigError` is raised. ``timeout_s`` limits each call (each message of one that takes several).
+    Raises the error of a node that cannot start (`StoreError` and its kin), `UnavailableError` when none is ready in time.
+
+    The directory is meant as it is now: a symlink in its path may be switched later, this client stays with its store.
     """
+    path, timeout_s = real_directory(directory), _check_timeout(timeout_s)
     Options.of(**settings)
-    return Client(Target(directory=os.path.abspath(os.fspath(directory)), settings=settings, timeout_s=timeout_s))
+    return Client(Target(directory=path, settings=absolute_paths(settings), timeout_s=timeout_s))
 
 
 def connect(
@@ -63,8 +67,12 @@ def connect(
     """Connect to the node at ``endpoint`` (``ipc://PATH`` or ``tcp://HOST:PORT``); reads are asked of its readers.
 
     The keys are for a node that demands them: the server's public key (40 characters of Z85, or a certificate file) and this
-    client's certificate file with its secret key, as `keyva keygen` makes them. Raises `UnavailableError` after ``timeout_s``.
+    client's certificate file with its secret key, as `keyva keygen` makes them. ``timeout_s`` limits each call (each message of one that
+    takes several); raises `UnavailableError` after that.
     """
+    timeout_s = _check_timeout(timeout_s)
+    if not isinstance(endpoint, str):
+        raise TypeError(f"endpoint must be str, not {type(endpoint).__name__}")
     if not endpoint.startswith(("ipc://", "tcp://")):
         raise InvalidArgumentError(f"endpoint must begin with ipc:// or tcp://, not {endpoint!r}")
     if (curve_server_key is None) != (curve_secret_key_file is None):
@@ -80,9 +88,13 @@ def node_processes(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises `UnavailableError` when no node runs there.
     """
-    node = running_node(os.fspath(directory))
+    path = real_directory(directory)
+    try:
+        node = running_node(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be used as a store: {error}") from error
     if node is None:
-        raise UnavailableError(f"no node runs in {os.fspath(directory)}")
+        raise UnavailableError(f"no node runs in {path}")
     context: zmq.Context[Any] = zmq.Context()
     channel = Channel(context, node.endpoints.control)
     try:
@@ -93,9 +105,19 @@ def node_processes(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
         context.term()
 
 
+def _check_timeout(timeout_s: float) -> float:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        raise TypeError(f"timeout_s must be a number of seconds, not {type(timeout_s).__name__}")
+    if not 0 <= timeout_s <= TIMEOUT_MAX_S:  # also refuses nan
+        raise InvalidArgumentError(f"timeout_s must be between 0 and {TIMEOUT_MAX_S:.0f} seconds, not {timeout_s!r}")
+    return timeout_s
+
+
 def _load_curve(server_key: str | bytes, secret_key_file: str) -> Curve:
     from zmq.auth import load_certificate  # only where keys are used
 
+    if not isinstance(server_key, str | bytes):
+        raise TypeError(f"curve_server_key must be str or bytes, not {type(server_key).__name__}")
     try:
         text = server_key.decode() if isinstance(server_key, bytes) else server_key
         key = text.encode() if len(text) == 40 else load_certificate(text)[0]
