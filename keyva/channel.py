@@ -169,6 +169,9 @@ class Channel:
                     deadline = min(max(deadline, now + _WAIT_EXTENDS_S), started + _WAIT_TOTAL_S)
                     resend_at = now + _RESEND_MAX_S
                 continue
+            now = time.monotonic()
+            if now >= deadline:
+                raise self._gave_up(op, now - started, reason, changes)
             try:
                 place = on_silence()
             except Exception as error:
@@ -180,8 +183,6 @@ class Channel:
             if place is not None and place != self.endpoint:
                 self._move(place)
                 back = True
-            if now >= deadline:
-                raise self._gave_up(op, now - started, reason, changes)
             if back or now >= resend_at:
                 header.flags |= FLAG_REPEATED
                 self._send(header, body)

@@ -42,8 +42,8 @@ class TestCalls:
         assert db.get("a") is None
         assert db.get("a", b"none") == b"none"
         db.put("a", "ä")
-        db.put(b"\x00", bytearray(b"\x01"), sync=True)  # type: ignore[arg-type]
-        db.put(memoryview(b"m"), b"", sync=False)  # type: ignore[arg-type]
+        db.put(b"\x00", bytearray(b"\x01"), sync=True)
+        db.put(memoryview(b"m"), b"", sync=False)
         assert (db.get(b"a"), db.get(b"\x00"), db.get("m")) == ("ä".encode(), b"\x01", b"")
         assert db.exists("m")
         db.delete("a")
@@ -59,6 +59,31 @@ class TestCalls:
         db.put_many((f"k{number}", str(number)) for number in range(10))
         db.put_many({})
         assert len(list(db)) == 10
+
+    def test_hints_allow_what_is_taken(self, db: keyva.Client) -> None:
+        """Checked by mypy; the calls show that it is taken."""
+        db.put_many({"a": b"1"})
+        db.put_many({b"b": "2"})
+        db.put_many({b"c": bytearray(b"3")})
+        mixed: dict[bytes | str, bytes | str] = {"d": b"4", b"e": "5"}
+        db.put_many(mixed)
+        texts: dict[str, str] = {"f": "6"}
+        db.put_many(texts)
+        db.put_many([("g", b"7"), (b"h", memoryview(b"8"))])
+        assert db.get_many(key for key in ("a", "b")) == [b"1", b"2"]
+        assert db.content_types({"a": 1}) == [None]
+        assert db.get(bytearray(b"c")) == b"3"
+        assert db.exists(memoryview(b"h"))
+        assert len(list(db.iterator(bytearray(b"a"), memoryview(b"z")))) == 8
+        db.delete(bytearray(b"a"))
+        assert db.increment(bytearray(b"n")) == 1
+
+    def test_one_key_is_no_sequence_of_keys(self, db: keyva.Client) -> None:
+        for call in (db.get_many, db.content_types):
+            with pytest.raises(TypeError, match="takes a sequence of keys, not one key"):
+                call("abc")
+            with pytest.raises(TypeError, match="takes a sequence of keys, not one key"):
+                call(bytearray(b"abc"))  # type: ignore[arg-type]
 
     def test_a_batch_is_written_at_the_end_of_its_block(self, db: keyva.Client) -> None:
         db.put("old", "1")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,9 +20,12 @@ import pytest
 from nodes import RunningNode, eventually, is_alive
 
 import keyva
-from keyva import channel, connections
-from keyva.connections import Connections, Turns
+from keyva import attach, channel, connections
+from keyva.attach import Attachment
+from keyva.connections import Connections, Target, Turns
 from keyva.endpoints import running_node
+from keyva.filename import CLIENTS_LOCK
+from keyva.files import Lock
 from keyva.protocol import decode_body, encode
 
 
@@ -135,6 +139,43 @@ def test_calls_in_other_threads_are_told_that_the_client_was_closed(node: Runnin
                 db.close()
                 assert [type(done.result(30)) for done in working] == [keyva.ClosedError] * 6
             assert mine._context == []  # whoever came last has closed it
+
+
+def test_a_node_is_started_again_in_the_time_that_the_call_has_left(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def attach_again(directory: str, settings: dict[str, Any], timeout_s: float) -> Attachment:
+        given.append(timeout_s)
+        lock = Lock(os.path.join(directory, CLIENTS_LOCK))
+        assert lock.acquire(shared=True)
+        return Attachment(here, lock)
+
+    with keyva.open(node.directory, timeout_s=20.0) as db:
+        attachment = live(db).attachment
+        assert attachment is not None
+        here = attachment.node
+        monkeypatch.setattr(attach, "attach", attach_again)
+        monkeypatch.setattr(attach, "is_running", lambda *_: False)
+        live(db)._attach_again(time.monotonic() + 5.0)
+        live(db)._attach_again(time.monotonic() - 5.0)  # of a request whose server had asked for more time
+        assert 4.0 < given[0] <= 5.0
+        assert given[1] == 20.0
+
+
+def test_a_signal_handler_may_close_a_client_that_is_connecting(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    with keyva.open(node.directory) as db:
+        live(db).close()
+        db._live = None  # as in a forked child
+
+        def connect(target: Target) -> Connections:
+            db.close()
+            return real(target)
+
+        real = Connections
+        monkeypatch.setattr(keyva.client, "Connections", connect)
+        with pytest.raises(keyva.ClosedError):
+            db.get_many(["a"])
+        assert db._live is None
 
 
 def in_a_fork(work: Callable[[], None]) -> int:
