@@ -12,13 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from keyva import errors
 from keyva.endpoints import NodeInfo, read_node_info
 from keyva.errors import StoreError, UnavailableError
 from keyva.filename import CLIENTS_LOCK, LOCK, START_LOCK
-from keyva.files import FILES, Lock
+from keyva.files import FILES, Lock, translate
 from keyva.recovery import prepare_directory
 
 __all__ = ["Attachment", "attach", "is_running"]
@@ -47,6 +47,16 @@ def attach(directory: str, settings: dict[str, Any], timeout_s: float) -> Attach
 
     Raises the error that the node gave when it cannot run (`StoreError` and others), `UnavailableError` after ``timeout_s``.
     """
+    try:
+        return _attach(directory, settings, timeout_s)
+    except OSError as error:
+        translated = translate(error, f"using {directory}")
+        if translated is error:
+            translated = StoreError(f"{directory} cannot be used as a store: {error}")
+        raise translated from error
+
+
+def _attach(directory: str, settings: dict[str, Any], timeout_s: float) -> Attachment:
     prepare_directory(directory, FILES)
     deadline = time.monotonic() + timeout_s
     failure: Exception | None = None
@@ -60,7 +70,7 @@ def attach(directory: str, settings: dict[str, Any], timeout_s: float) -> Attach
             try:
                 if starter.acquire() and not Lock.is_held(os.path.join(directory, LOCK)):
                     failure = _start(directory, settings, deadline)
-                    if failure is not None and not isinstance(failure, errors.StoreLockedError):
+                    if failure is not None and not isinstance(failure, errors.StoreLockedError | UnavailableError):
                         raise failure
                     continue
             finally:
@@ -96,22 +106,38 @@ def _start(directory: str, settings: dict[str, Any], deadline: float) -> Excepti
     finally:
         os.close(log)
     assert process.stdout is not None
-    watchdog = threading.Timer(max(0.1, deadline - time.monotonic()), process.kill)
+    expired = threading.Event()
+
+    def stop() -> None:
+        expired.set()
+        process.kill()
+
+    watchdog = threading.Timer(max(0.1, deadline - time.monotonic()), stop)
     watchdog.daemon = True
     watchdog.start()
     try:
-        line = process.stdout.readline().decode(errors="replace").strip()
+        line = _first_word(process.stdout)
+        if line.startswith("ready "):
+            threading.Thread(target=process.wait, name="keyva-node-reaper", daemon=True).start()  # leaves no zombie when the node ends
+            return None
+        code = process.wait()
     finally:
         watchdog.cancel()
         process.stdout.close()
-    if line.startswith("ready "):
-        threading.Thread(target=process.wait, name="keyva-node-reaper", daemon=True).start()  # leaves no zombie when the node ends
-        return None
-    code = process.wait()
     if line.startswith("error: "):
         name, _, message = line.removeprefix("error: ").partition(": ")
         error = errors.by_name(name, message)
         return error if type(error).__name__ == name else StoreError(f"{name}: {message}")
+    if expired.is_set():
+        return UnavailableError(f"the node was not ready in time; see {os.path.join(directory, 'log', 'node.log')}")
     return StoreError(
         f"the node of {directory} ended with code {code} before it was ready; see {os.path.join(directory, 'log', 'node.log')}"
     )
+
+
+def _first_word(output: IO[bytes]) -> str:
+    """Return the line by which a node says that it is ready or why it is not; what else is printed as Python starts is not for us."""
+    for line in output:
+        if line.startswith((b"ready ", b"error: ")):
+            return line.decode(errors="replace").strip()
+    return ""

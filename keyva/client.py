@@ -14,18 +14,18 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import zmq
 
 from keyva.batch import Batch, check_key, check_value, encode_batch, make_batch
 from keyva.channel import Channel, Curve
 from keyva.connections import Connections, Target
-from keyva.endpoints import running_node
-from keyva.errors import ClosedError, ConfigError, InvalidArgumentError, UnavailableError
+from keyva.endpoints import real_directory, running_node
+from keyva.errors import ClosedError, ConfigError, InvalidArgumentError, StoreError, UnavailableError
 from keyva.iterator import Iterator
-from keyva.options import Options
+from keyva.options import Options, absolute_paths
 from keyva.pipeline import Pipeline
 from keyva.protocol import FLAG_NO_SYNC, FLAG_SYNC, decode_body, encode
 from keyva.remote import RemoteReads, RemoteSnapshot
@@ -37,6 +37,13 @@ from keyva.writes import Expected, Message, Write, increment_of, messages_of, se
 __all__ = ["Client", "WriteBatch", "connect", "node_processes", "open_directory"]
 
 ROUND_TRIP_S = 15.0
+TIMEOUT_MAX_S = 86400.0 * 365
+
+Text = bytes | str | bytearray | memoryview
+"""What keys and values may be; str becomes UTF-8."""
+
+Entries = Mapping[bytes, Text] | Mapping[str, Text] | Mapping[bytes | str, Text] | Iterable[tuple[Text, Text]]
+"""Keys and their values. (Mappings are named one by one, for a mapping's key type is invariant.)"""
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _left_to_parent: list[Connections] = []
@@ -46,11 +53,14 @@ def open_directory(directory: str | os.PathLike[str], *, timeout_s: float = 30.0
     """Open the store in ``directory``: attach to the node that owns it, or start one in the background.
 
     A node started here stops by itself some seconds after its last client has gone. ``settings`` are those of `keyva.Options`; a
-    running node must agree with them, or `ConfigError` is raised. ``timeout_s`` limits each call. Raises the error of a node that
-    cannot start (`StoreError` and its kin), `UnavailableError` when none is ready in time.
+    running node must agree with them, or `ConfigError` is raised. ``timeout_s`` limits each call (each message of one that takes several).
+    Raises the error of a node that cannot start (`StoreError` and its kin), `UnavailableError` when none is ready in time.
+
+    The directory is meant as it is now: a symlink in its path may be switched later, this client stays with its store.
     """
+    path, timeout_s = real_directory(directory), _check_timeout(timeout_s)
     Options.of(**settings)
-    return Client(Target(directory=os.path.abspath(os.fspath(directory)), settings=settings, timeout_s=timeout_s))
+    return Client(Target(directory=path, settings=absolute_paths(settings), timeout_s=timeout_s))
 
 
 def connect(
@@ -63,8 +73,12 @@ def connect(
     """Connect to the node at ``endpoint`` (``ipc://PATH`` or ``tcp://HOST:PORT``); reads are asked of its readers.
 
     The keys are for a node that demands them: the server's public key (40 characters of Z85, or a certificate file) and this
-    client's certificate file with its secret key, as `keyva keygen` makes them. Raises `UnavailableError` after ``timeout_s``.
+    client's certificate file with its secret key, as `keyva keygen` makes them. ``timeout_s`` limits each call (each message of one that
+    takes several); raises `UnavailableError` after that.
     """
+    timeout_s = _check_timeout(timeout_s)
+    if not isinstance(endpoint, str):
+        raise TypeError(f"endpoint must be str, not {type(endpoint).__name__}")
     if not endpoint.startswith(("ipc://", "tcp://")):
         raise InvalidArgumentError(f"endpoint must begin with ipc:// or tcp://, not {endpoint!r}")
     if (curve_server_key is None) != (curve_secret_key_file is None):
@@ -80,9 +94,13 @@ def node_processes(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises `UnavailableError` when no node runs there.
     """
-    node = running_node(os.fspath(directory))
+    path = real_directory(directory)
+    try:
+        node = running_node(path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be used as a store: {error}") from error
     if node is None:
-        raise UnavailableError(f"no node runs in {os.fspath(directory)}")
+        raise UnavailableError(f"no node runs in {path}")
     context: zmq.Context[Any] = zmq.Context()
     channel = Channel(context, node.endpoints.control)
     try:
@@ -93,9 +111,19 @@ def node_processes(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
         context.term()
 
 
+def _check_timeout(timeout_s: float) -> float:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        raise TypeError(f"timeout_s must be a number of seconds, not {type(timeout_s).__name__}")
+    if not 0 <= timeout_s <= TIMEOUT_MAX_S:  # also refuses nan
+        raise InvalidArgumentError(f"timeout_s must be between 0 and {TIMEOUT_MAX_S:.0f} seconds, not {timeout_s!r}")
+    return timeout_s
+
+
 def _load_curve(server_key: str | bytes, secret_key_file: str) -> Curve:
     from zmq.auth import load_certificate  # only where keys are used
 
+    if not isinstance(server_key, str | bytes):
+        raise TypeError(f"curve_server_key must be str or bytes, not {type(server_key).__name__}")
     try:
         text = server_key.decode() if isinstance(server_key, bytes) else server_key
         key = text.encode() if len(text) == 40 else load_certificate(text)[0]
@@ -113,7 +141,7 @@ class Client:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._closed = False
-        self._connect_lock = threading.Lock()
+        self._connect_lock = threading.RLock()  # a signal handler may close the client while its thread connects
         self._live: Connections | None = None
         self._connections()
         _clients.add(self)
@@ -126,10 +154,17 @@ class Client:
             if self._closed:
                 raise ClosedError("the client is closed")
             if self._live is None:
-                self._live = live = Connections(self._target)
+                live = Connections(self._target)
+                if self._closed_meanwhile():
+                    live.close()
+                    raise ClosedError("the client is closed")
+                self._live = live
                 # Straight to the reads, past this class: 0.04 of 0.45 us. A closed view raises by itself; a fork undoes it
-                self.get = live.reads.get  # type: ignore[method-assign]
+                self.get = cast("Any", live.reads.get)  # type: ignore[method-assign]
             return self._live
+
+    def _closed_meanwhile(self) -> bool:
+        return self._closed
 
     def _reads(self) -> View | RemoteReads:
         return (self._live or self._connections()).reads
@@ -142,32 +177,32 @@ class Client:
 
     # Reading
 
-    def get(self, key: bytes | str, default: Any = None) -> Any:
+    def get(self, key: Text, default: Any = None) -> Any:
         """Return the value of ``key`` as bytes, or ``default`` when it is absent. Costs 0.5 us from memory."""
         live = self._live
         if live is None:
             live = self._connections()
-        return live.reads.get(key, default)
+        return live.reads.get(cast("bytes", key), default)
 
-    def get_many(self, keys: Sequence[bytes | str]) -> list[bytes | None]:
-        """Return the values of ``keys`` in their order, None for those that are absent."""
-        if isinstance(keys, bytes | str):
-            raise TypeError("get_many takes a sequence of keys, not one key")
-        return self._reads().get_many(list(keys))
+    def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
+        """Return the values of ``keys`` in their order, None for those that are absent.
 
-    def get_typed(self, key: bytes | str) -> Typed | None:
+        A client of `open` reads them all at one moment. One of `connect` asks for many of them in parts (100,000 keys, 4 MiB of keys or
+        16 MiB of values), each at a moment of its own; `snapshot().get_many` stays at one.
+        """
+        return self._reads().get_many(_list_of(keys, "get_many"))
+
+    def get_typed(self, key: Text) -> Typed | None:
         """Return the value of ``key`` with the content type it was put with (None: none), or None when it is absent."""
-        return self._reads().get_typed(key)
+        return self._reads().get_typed(cast("bytes", key))
 
-    def content_types(self, keys: Sequence[bytes | str]) -> list[str | None]:
-        """Return the content types of ``keys`` in their order, None for those that have none."""
-        if isinstance(keys, bytes | str):
-            raise TypeError("content_types takes a sequence of keys, not one key")
-        return self._reads().content_types(list(keys))
+    def content_types(self, keys: Iterable[Text]) -> list[str | None]:
+        """Return the content types of ``keys`` in their order, None for those that have none; in parts, as `get_many`."""
+        return self._reads().content_types(_list_of(keys, "content_types"))
 
-    def exists(self, key: bytes | str) -> bool:
+    def exists(self, key: Text) -> bool:
         """Say whether ``key`` has a value."""
-        return self._reads().get(key) is not None
+        return self._reads().get(cast("bytes", key)) is not None
 
     def snapshot(self) -> Snapshot | RemoteSnapshot:
         """Return this moment of the store, with the same read calls. Close it when done; it keeps files and memory."""
@@ -175,12 +210,12 @@ class Client:
 
     def iterator(
         self,
-        start: bytes | str | None = None,
-        stop: bytes | str | None = None,
+        start: Text | None = None,
+        stop: Text | None = None,
         *,
         include_start: bool = True,
         include_stop: bool = False,
-        prefix: bytes | str | None = None,
+        prefix: Text | None = None,
         reverse: bool = False,
         include_key: bool = True,
         include_value: bool = True,
@@ -190,11 +225,11 @@ class Client:
         Gives (key, value), or one of them, as ``include_*`` say. Arguments are plyvel's.
         """
         return self._reads().iterator(
-            start,
-            stop,
+            cast("bytes | None", start),
+            cast("bytes | None", stop),
             include_start=include_start,
             include_stop=include_stop,
-            prefix=prefix,
+            prefix=cast("bytes | None", prefix),
             reverse=reverse,
             include_key=include_key,
             include_value=include_value,
@@ -208,8 +243,8 @@ class Client:
 
     def put(
         self,
-        key: bytes | str,
-        value: bytes | str,
+        key: Text,
+        value: Text,
         *,
         sync: bool | None = None,
         content_type: str | None = None,
@@ -221,35 +256,33 @@ class Client:
         ``content_type`` is kept with the value (see `get_typed`) until the key is written again or deleted. ``expect`` maps keys to
         what they must be for the write to be made, else `ConditionFailedError`: None for absent, or what `get_typed` gave.
         """
-        key = check_key(key)
-        entries: Batch = {key: check_value(key, value, self._value_bytes_max())}
+        name = check_key(cast("bytes", key))
+        entries: Batch = {name: check_value(name, cast("bytes", value), self._value_bytes_max())}
         if content_type is None and expect is None:
             self._write(encode_batch(entries), sync)
         else:
-            self._send_one(update_of(entries, {} if content_type is None else {key: content_type}, expect), sync)
+            self._send_one(update_of(entries, {} if content_type is None else {name: content_type}, expect), sync)
 
-    def put_many(
-        self, entries: Mapping[bytes, bytes] | Mapping[str, str] | Iterable[tuple[bytes | str, bytes | str]], *, sync: bool | None = None
-    ) -> None:
+    def put_many(self, entries: Entries, *, sync: bool | None = None) -> None:
         """Set several keys as one atomic batch (at most ``max_batch_size`` bytes)."""
-        batch = make_batch(entries, self._value_bytes_max())
+        batch = make_batch(cast("Any", entries), self._value_bytes_max())
         if batch:
             self._write(encode_batch(batch), sync)
 
-    def delete(self, key: bytes | str, *, sync: bool | None = None, expect: Expected | None = None) -> None:
+    def delete(self, key: Text, *, sync: bool | None = None, expect: Expected | None = None) -> None:
         """Remove ``key``; removing an absent key is no error. ``expect``: see `put`."""
-        key = check_key(key)
+        name = check_key(cast("bytes", key))
         if expect is None:
-            self._write(encode_batch({key: None}), sync)
+            self._write(encode_batch({name: None}), sync)
         else:
-            self._send_one(update_of({key: None}, {}, expect), sync)
+            self._send_one(update_of({name: None}, {}, expect), sync)
 
-    def increment(self, key: bytes | str, by: int = 1, *, sync: bool | None = None) -> int:
+    def increment(self, key: Text, by: int = 1, *, sync: bool | None = None) -> int:
         """Add ``by`` to the counter at ``key`` (absent: 0) and return its new value; atomic over all clients.
 
         A counter is decimal text of a signed 64-bit integer. Raises `NotACounterError` or `CounterOverflowError`.
         """
-        return int(self._send_one(increment_of(key, by), sync))
+        return int(self._send_one(increment_of(cast("bytes", key), by), sync))
 
     def sequence_next(self, name: bytes | str, *, sync: bool | None = None) -> int:
         """Return the next number of the sequence ``name``: 0, 1, 2 and so on, each exactly once over all clients and crashes.
@@ -275,7 +308,9 @@ class Client:
 
     def write(self, batch: WriteBatch, *, sync: bool | None = None, expect: Expected | None = None) -> None:
         """Write a batch: all of it or nothing. The batch keeps its entries. ``expect``: see `put`."""
-        if batch._entries:
+        if not batch._entries:
+            self._connections()  # a closed client says so
+        else:
             sync = sync if sync is not None else batch._sync
             if batch._types or expect:
                 self._send_one(update_of(batch._entries, batch._types, expect), sync)
@@ -311,13 +346,13 @@ class Client:
         live = self._connections()
         live.ask(live.writer, "flush", encode(None))
 
-    def compact_range(self, start: bytes | str | None = None, stop: bytes | str | None = None) -> None:
+    def compact_range(self, start: Text | None = None, stop: Text | None = None) -> None:
         """Compact what is there now from ``start`` to ``stop`` (None: all) into one run of the last level, and return when that is done.
 
         Others may write meanwhile; what they write need not be compacted.
         """
         live = self._connections()
-        bounds = [None if key is None else check_key(key) for key in (start, stop)]
+        bounds = [None if key is None else check_key(cast("bytes", key)) for key in (start, stop)]
         live.ask(live.writer, "compact", encode(bounds))
 
     def stats(self) -> dict[str, Any]:
@@ -357,11 +392,17 @@ class Client:
 
     def _after_fork(self) -> None:
         """In the child: leave the parent's connections alone, and make own ones at the next call."""
-        self._connect_lock = threading.Lock()
+        self._connect_lock = threading.RLock()
         if self._live is not None:
             _left_to_parent.append(self._live)  # closing them here would talk over the parent's sockets
             self._live = None
             self.__dict__.pop("get", None)
+
+
+def _list_of(keys: Iterable[Text], call: str) -> list[bytes | str]:
+    if isinstance(keys, Text):
+        raise TypeError(f"{call} takes a sequence of keys, not one key")
+    return cast("list[bytes | str]", list(keys))
 
 
 def _flags(sync: bool | None) -> int:

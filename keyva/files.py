@@ -17,8 +17,10 @@ import os
 import resource
 import struct
 import sys
+from _thread import RLock
 from collections.abc import Callable, Sequence
 from typing import cast
+from weakref import WeakSet
 
 from keyva.errors import KeyvaError, NoSpaceError, StoreError
 
@@ -278,12 +280,17 @@ class Lock:
 
     Open-file-description locks on Linux: they belong to this descriptor, so another `open` of the file in the same process
     neither shares nor drops them. flock() elsewhere, with the same meaning.
+
+    A forked child inherits the descriptor, and with it the lock, which would then outlive its holder; so it is closed in the child.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.held = False
+        self._fd = -1
+        _locks.add(self)
+        with _forking:  # a child must find every descriptor that it inherits
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def acquire(self, *, shared: bool = False, wait: bool = False) -> bool:
         """Take the lock; returns False when someone else holds it (and ``wait`` is off)."""
@@ -324,11 +331,14 @@ class Lock:
         return int(text) if text.isdigit() else 0
 
     def release(self) -> None:
-        """Let the lock go and close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Let the lock go and close the file. May be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
             self.held = False
+            os.close(fd)  # not unlocked first: in a forked child that would drop the parent's lock
+
+    def __del__(self) -> None:
+        self.release()
 
     @staticmethod
     def is_held(path: str, *, also_shared: bool = False) -> bool:
@@ -352,3 +362,17 @@ class Lock:
             return False
         finally:
             os.close(fd)
+
+
+_locks: WeakSet[Lock] = WeakSet()
+_forking = RLock()
+"""Held while a lock's file is opened, and during a fork. (Of `threading` nothing else is needed here.)"""
+
+
+def _after_fork_in_child() -> None:
+    _forking.release()
+    for lock in list(_locks):
+        lock.release()
+
+
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_after_fork_in_child)

@@ -6,6 +6,7 @@ Each field below is documented once, in `OPTION_DOCS`, with its meaning, unit an
 
 from __future__ import annotations
 
+import os
 import tomllib
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,7 +14,7 @@ import msgspec
 
 from keyva.errors import ConfigError
 
-__all__ = ["KEY_BYTES_MAX", "OPTION_DOCS", "RESERVED_PREFIX", "Options", "load_toml"]
+__all__ = ["KEY_BYTES_MAX", "OPTION_DOCS", "RESERVED_PREFIX", "Options", "absolute_paths", "load_toml"]
 
 KEY_BYTES_MAX = 65536
 """The longest key, in bytes."""
@@ -84,6 +85,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return Options.of(**{**msgspec.structs.asdict(self), **settings})
 
 
+PATHS = ("curve_server_key_file", "curve_client_keys_dir", "http_token_file")
+"""Settings that name a file or directory."""
+
 LIMITS: dict[str, tuple[float, float]] = {
     "write_buffer_size": (64 * KIB, 1 * GIB),
     "max_write_buffer_number": (2, 16),
@@ -153,6 +157,13 @@ OPTION_DOCS: dict[str, str] = {
     "idle_stop_s": "Seconds after which the node stops when no embedded client is attached. 0: never.",
     "log_level": "Least severe messages that are logged: 'debug', 'info', 'warning' or 'error'.",
 }
+
+
+def absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return ``settings`` with paths made absolute: they mean those of the process that was given them, not of the one that uses them."""
+    return {
+        name: os.path.abspath(value) if name in PATHS and value and isinstance(value, str) else value for name, value in settings.items()
+    }
 
 
 def load_toml(path: str) -> dict[str, Any]:

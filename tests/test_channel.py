@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import zmq
+from nodes import eventually
 
-from keyva.channel import Channel
-from keyva.errors import NoSpaceError, OutcomeUnknownError, ProtocolError, UnavailableError
+from keyva.channel import Channel, Curve
+from keyva.errors import ConfigError, InvalidArgumentError, NoSpaceError, OutcomeUnknownError, ProtocolError, UnavailableError
 from keyva.protocol import ERROR, FLAG_REPEATED, OK, WAIT, Request, Response, decode_request, encode, error_body
 
 Script = Callable[[int, Request, bytes], Iterable[list[bytes]]]
@@ -162,4 +163,74 @@ def test_a_lost_connection_is_noticed_and_the_request_sent_at_once(tmp_path: Pat
     assert servers[0].got[0].flags & FLAG_REPEATED
     channel.close()
     servers[0].close()
+    context.term()
+
+
+def test_an_exception_out_of_the_middle_of_a_call_breaks_the_channel(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    channel, _ = connect(lambda _, request, body: [answer(request)])
+    channel.call("get", b"", timeout_s=5.0)
+    assert not channel.broken
+
+    def half(socket: zmq.Socket[bytes]) -> list[bytes]:
+        if socket is not channel._socket:
+            return real(socket)
+        socket.recv()
+        raise KeyboardInterrupt
+
+    real = zmq.Socket.recv_multipart
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(zmq.Socket, "recv_multipart", half)
+        channel.call("get", b"", timeout_s=5.0)
+    assert channel.broken
+
+
+def test_a_request_follows_the_server_to_where_it_is_now(connect: Connect, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    channel, old = connect(lambda *_: [])
+    new = Server(tmp_path / "new", lambda _, request, body: [answer(request, b"new")])
+    assert channel.call("write", b"", timeout_s=20.0, on_silence=lambda: new.endpoint, changes=True).body == b"new"
+    assert channel.endpoint == new.endpoint
+    assert (new.got[0].client, new.got[0].request) == (channel.client, 1)
+    assert new.got[0].flags & FLAG_REPEATED
+    assert channel.call("write", b"", timeout_s=20.0).body == b"new"
+    new.close()
+
+
+def test_a_lost_connection_is_to_be_greeted_again(tmp_path: Path) -> None:
+    first = Server(tmp_path, lambda _, request, body: [answer(request)])
+    context: zmq.Context[Any] = zmq.Context()
+    channel = Channel(context, first.endpoint)
+    channel.call("hello", b"", timeout_s=20.0)
+    channel.greeted = True
+    channel.check_connection()
+    assert channel.greeted
+    first.close()
+
+    def lost() -> bool:
+        channel.check_connection()
+        return not channel.greeted
+
+    eventually(lost, "the loss is noticed")
+    channel.close()
+    channel.close()
+    context.term()
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://h", "tcp://", "ipc://" + "/x" * 100, "ipc:///\udcff"])
+def test_an_endpoint_that_cannot_be_is_named(endpoint: str) -> None:
+    context: zmq.Context[Any] = zmq.Context()
+    with pytest.raises(InvalidArgumentError, match="cannot connect to"):
+        Channel(context, endpoint)
+    context.term()
+
+
+@pytest.mark.parametrize("key", [b" " * 40, b"short", "é".encode() * 40])
+def test_a_key_that_is_none_is_named(key: bytes) -> None:
+    public, secret = zmq.curve_keypair()
+    context: zmq.Context[Any] = zmq.Context()
+    with pytest.raises(ConfigError, match=r"the server's public key b.* is not a CURVE key"):
+        Channel(context, "tcp://127.0.0.1:1", Curve(key, public, secret))
+    with pytest.raises(ConfigError, match="the client's secret key is not a CURVE key"):
+        Channel(context, "tcp://127.0.0.1:1", Curve(public, public, key))
     context.term()

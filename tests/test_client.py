@@ -42,8 +42,8 @@ class TestCalls:
         assert db.get("a") is None
         assert db.get("a", b"none") == b"none"
         db.put("a", "ä")
-        db.put(b"\x00", bytearray(b"\x01"), sync=True)  # type: ignore[arg-type]
-        db.put(memoryview(b"m"), b"", sync=False)  # type: ignore[arg-type]
+        db.put(b"\x00", bytearray(b"\x01"), sync=True)
+        db.put(memoryview(b"m"), b"", sync=False)
         assert (db.get(b"a"), db.get(b"\x00"), db.get("m")) == ("ä".encode(), b"\x01", b"")
         assert db.exists("m")
         db.delete("a")
@@ -59,8 +59,33 @@ class TestCalls:
         db.put_many((f"k{number}", str(number)) for number in range(10))
         db.put_many({})
         assert len(list(db)) == 10
-        db.put_many([("k0", "1"), (b"k0", "2"), ("k0", "3"), (bytearray(b"k1"), "4")])  # type: ignore[list-item]
+        db.put_many([("k0", "1"), (b"k0", "2"), ("k0", "3"), (bytearray(b"k1"), "4")])
         assert db.get_many(["k0", "k1"]) == [b"3", b"4"]
+
+    def test_hints_allow_what_is_taken(self, db: keyva.Client) -> None:
+        """Checked by mypy; the calls show that it is taken."""
+        db.put_many({"a": b"1"})
+        db.put_many({b"b": "2"})
+        db.put_many({b"c": bytearray(b"3")})
+        mixed: dict[bytes | str, bytes | str] = {"d": b"4", b"e": "5"}
+        db.put_many(mixed)
+        texts: dict[str, str] = {"f": "6"}
+        db.put_many(texts)
+        db.put_many([("g", b"7"), (b"h", memoryview(b"8"))])
+        assert db.get_many(key for key in ("a", "b")) == [b"1", b"2"]
+        assert db.content_types({"a": 1}) == [None]
+        assert db.get(bytearray(b"c")) == b"3"
+        assert db.exists(memoryview(b"h"))
+        assert len(list(db.iterator(bytearray(b"a"), memoryview(b"z")))) == 8
+        db.delete(bytearray(b"a"))
+        assert db.increment(bytearray(b"n")) == 1
+
+    def test_one_key_is_no_sequence_of_keys(self, db: keyva.Client) -> None:
+        for call in (db.get_many, db.content_types):
+            with pytest.raises(TypeError, match="takes a sequence of keys, not one key"):
+                call("abc")
+            with pytest.raises(TypeError, match="takes a sequence of keys, not one key"):
+                call(bytearray(b"abc"))  # type: ignore[arg-type]
 
     def test_a_batch_is_written_at_the_end_of_its_block(self, db: keyva.Client) -> None:
         db.put("old", "1")
@@ -288,6 +313,59 @@ class TestOpen:
         (tmp_path / "file").write_text("")
         with pytest.raises(keyva.StoreError, match="is a file"):
             keyva.open(tmp_path / "file")
+
+    @pytest.mark.parametrize("path", ["/proc/1/store", "/" + "x" * 300, "/dev/null/store", "/tmp/\udcff", "/tmp/\0"])
+    def test_a_directory_that_cannot_be_made_is_a_store_error(self, path: str) -> None:
+        with pytest.raises(keyva.StoreError):
+            keyva.open(path)
+
+    @pytest.mark.parametrize(
+        ("value", "error"),
+        [(None, TypeError), ("5", TypeError), (True, TypeError)]
+        + [(value, keyva.InvalidArgumentError) for value in (float("inf"), float("nan"), -1.0, 1e300)],
+    )
+    def test_a_time_limit_that_is_none_is_named(self, node: RunningNode, value: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match="timeout_s must be"):
+            keyva.open(node.directory, timeout_s=value)
+        with pytest.raises(error, match="timeout_s must be"):
+            keyva.connect(node.endpoint, timeout_s=value)
+
+    def test_arguments_of_the_wrong_type_are_named(self, node: RunningNode) -> None:
+        with pytest.raises(TypeError, match="directory must be str"):
+            keyva.open(node.directory.encode())  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="directory must be str"):
+            node_processes(node.directory.encode())  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="endpoint must be str, not bytes"):
+            keyva.connect(node.endpoint.encode())  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="curve_server_key must be str or bytes, not int"):
+            keyva.connect("tcp://127.0.0.1:1", curve_server_key=5, curve_secret_key_file="k")  # type: ignore[arg-type]
+        with pytest.raises(keyva.InvalidArgumentError, match="cannot connect to 'tcp://h'"):
+            keyva.connect("tcp://h")
+
+    def test_paths_in_settings_are_those_of_the_caller(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "token").write_text("x" * 40)
+        (tmp_path / "token").chmod(0o600)
+        monkeypatch.chdir(tmp_path)
+        with keyva.open("d", http="127.0.0.1:0", http_token_file="token", idle_stop_s=0.1) as db:
+            db.put("a", "1")
+            with keyva.open("d", http_token_file="token") as again:
+                assert again.get("a") == b"1"
+
+    def test_what_is_printed_as_python_starts_is_no_answer_of_the_node(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "sitecustomize.py").write_text("import os\nos.write(1, b'a line\\nhalf a line')\nprint('and more')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with keyva.open(tmp_path / "d", idle_stop_s=0.1) as db:
+            db.put("a", "1")
+        (tmp_path / "e").mkdir()
+        (tmp_path / "e" / "MANIFEST").write_bytes(b"damaged")
+        with pytest.raises(keyva.CorruptionError, match="MANIFEST"):
+            keyva.open(tmp_path / "e")
+
+    def test_a_node_that_is_not_ready_in_time_is_unavailable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "sitecustomize.py").write_text("import os, select\nos.write(1, b'a line\\n')\nselect.select([], [], [])")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(keyva.UnavailableError, match=r"no node was ready in 0.3 s.*not ready in time"):
+            keyva.open(tmp_path / "d", timeout_s=0.3)
 
     def test_no_thread_or_descriptor_is_left_after_close(self, node: RunningNode) -> None:
         def one() -> None:

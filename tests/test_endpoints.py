@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from keyva.endpoints import NodeInfo, ipc_endpoints, is_loopback, read_node_info, running_node, write_node_info
+from keyva.endpoints import NodeInfo, ipc_endpoints, is_loopback, read_node_info, real_directory, running_node, write_node_info
+from keyva.errors import StoreError
 from keyva.filename import LOCK
 from keyva.files import Lock
 
@@ -24,14 +27,72 @@ def test_sockets_are_in_the_directory() -> None:
     assert endpoints.listen_readers == ("tcp://127.0.0.1:7701", "tcp://127.0.0.1:7702")
 
 
-def test_a_long_path_gets_a_private_directory_elsewhere() -> None:
-    endpoints = ipc_endpoints("/" + "x" * 200, 1, "")
-    folder = os.path.dirname(endpoints.writer.removeprefix("ipc://"))
-    try:
-        assert len(endpoints.readers[0].encode()) < 107
-        assert os.stat(folder).st_mode & 0o777 == 0o700
-    finally:
-        shutil.rmtree(folder)
+LONG = "/" + "x" * 200
+
+
+def folder_of(directory: str) -> str:
+    return os.path.dirname(ipc_endpoints(directory, 1, "").writer.removeprefix("ipc://"))
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A system's temporary directory with a short path."""
+    made = tempfile.mkdtemp(dir="/tmp")
+    monkeypatch.setattr(tempfile, "tempdir", made)
+    yield Path(made)
+    shutil.rmtree(made)
+
+
+def test_a_long_path_gets_a_private_directory_elsewhere(temporary: Path) -> None:
+    endpoints = ipc_endpoints(LONG, 1, "")
+    folder = folder_of(LONG)
+    assert os.path.dirname(folder) == str(temporary)
+    assert len(endpoints.readers[0].encode()) < 107
+    assert os.stat(folder).st_mode & 0o777 == 0o700
+
+
+def test_it_is_always_the_same_one(temporary: Path) -> None:
+    assert folder_of(LONG) == folder_of(LONG) != folder_of(LONG + "y")
+    assert len(os.listdir(temporary)) == 2
+
+
+@pytest.mark.parametrize("kind", ["a folder open to others", "a link", "a file"])
+def test_one_that_is_not_private_is_not_used(temporary: Path, kind: str) -> None:
+    taken = folder_of(LONG)
+    os.rmdir(taken)
+    if kind == "a link":
+        (temporary / "elsewhere").mkdir(mode=0o700)
+        os.symlink("elsewhere", taken)
+    elif kind == "a file":
+        Path(taken).touch(0o600)
+    else:
+        os.mkdir(taken)
+        os.chmod(taken, 0o770)
+    folder = folder_of(LONG)
+    assert folder != taken
+    assert os.stat(folder).st_mode & 0o777 == 0o700
+
+
+def test_where_the_temporary_directory_has_a_long_path_too_it_is_in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("t" * 100)))
+    folder = folder_of(f"{tmp_path}/{'x' * 200}")
+    assert os.path.dirname(folder) == "/tmp"
+    os.rmdir(folder)
+
+
+def test_a_directory_goes_by_its_real_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to("target")
+    monkeypatch.chdir(tmp_path)
+    assert real_directory("link/d") == real_directory(tmp_path / "link" / "d") == f"{os.path.realpath(tmp_path)}/target/d"
+
+
+def test_what_cannot_be_a_directory_of_a_store_is_refused_with_the_reason() -> None:
+    with pytest.raises(TypeError, match=r"directory must be str or os.PathLike\[str\], not bytes"):
+        real_directory(b"/data")  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="not valid UTF-8"):
+        real_directory("/data/\udcff")
+    with pytest.raises(StoreError, match="null"):
+        real_directory("/data/\0")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -163,6 +165,35 @@ class TestWriteAtomic:
         assert (tmp_path / "f").read_bytes() in (b"old", b"new")
 
 
+class Child:
+    """A forked child that has done ``work`` and lives on while the block runs."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        ready_read, ready_write = os.pipe()
+        end_read, end_write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(end_write)
+                work()
+                os.write(ready_write, b"1")
+                os.read(end_read, 1)
+            finally:
+                os._exit(0)
+        os.close(ready_write)
+        os.close(end_read)
+        self._end = end_write
+        assert os.read(ready_read, 1) == b"1"
+        os.close(ready_read)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._end)
+        os.waitpid(self.pid, 0)
+
+
 class TestLock:
     def test_a_second_opening_in_the_same_process_does_not_get_it(self, tmp_path: Path) -> None:
         first, second = Lock(str(tmp_path / "L")), Lock(str(tmp_path / "L"))
@@ -172,6 +203,49 @@ class TestLock:
         first.release()
         assert second.acquire()
         second.release()
+
+    def test_a_forked_child_neither_keeps_nor_drops_it(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "L")
+        kept, released = Lock(path), Lock(str(tmp_path / "M"))
+        assert kept.acquire()
+        assert released.acquire(shared=True)
+        with Child(lambda: kept.release()):
+            assert Lock.is_held(path)
+            released.release()
+            assert not Lock.is_held(released.path, also_shared=True)
+        assert Lock.is_held(path)
+        kept.release()
+
+    def test_a_fork_in_another_thread_finds_every_descriptor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Between the opening of the file and the moment from which the lock knows its descriptor."""
+        forking, opened = threading.Event(), threading.Event()
+
+        def slow_open(path: str, flags: int, mode: int = 0o777) -> int:
+            fd = real(path, flags, mode)
+            if threading.current_thread() is not thread:
+                return fd
+            opened.set()
+            assert not forking.wait(0.2)  # the fork waits until this has returned
+            return fd
+
+        real = os.open
+        monkeypatch.setattr(os, "open", slow_open)
+        locks: list[Lock] = []
+        thread = threading.Thread(target=lambda: locks.append(Lock(str(tmp_path / "L"))))
+        thread.start()
+        assert opened.wait(30)
+        with Child(lambda: None):
+            forking.set()
+            thread.join()
+            assert locks[0].acquire()
+            locks[0].release()
+            assert not Lock.is_held(locks[0].path)
+
+    def test_one_that_is_dropped_is_released(self, tmp_path: Path) -> None:
+        lock = Lock(str(tmp_path / "L"))
+        assert lock.acquire()
+        del lock
+        assert not Lock.is_held(str(tmp_path / "L"))
 
     def test_closing_another_descriptor_of_the_file_does_not_drop_it(self, tmp_path: Path) -> None:
         first, second = Lock(str(tmp_path / "L")), Lock(str(tmp_path / "L"))

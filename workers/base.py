@@ -70,6 +70,7 @@ class Worker:
         self._wake_write = wake_write
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the node decides what stops when
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the node has started this process with it blocked
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         self.context = zmq.Context(io_threads=1)
         self.control = self.context.socket(zmq.DEALER)

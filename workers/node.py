@@ -23,19 +23,20 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TextIO
 
 import msgspec
 import zmq
 from multiprocess import get_context
 
 from keyva import __version__
-from keyva.endpoints import Endpoints, NodeInfo, ipc_endpoints, is_loopback, write_node_info
+from keyva.endpoints import Endpoints, NodeInfo, ipc_endpoints, is_loopback, real_directory, write_node_info
 from keyva.errors import ConfigError, KeyvaError, NoSpaceError, ProtocolError, StoreError, StoreLockedError
 from keyva.filename import CLIENTS_LOCK, LOCK, NODE
 from keyva.files import FILES, Lock, raise_open_files_limit, translate
 from keyva.manifest import load_manifest
-from keyva.options import OPTION_DOCS, Options, load_toml
+from keyva.options import OPTION_DOCS, Options, absolute_paths, load_toml
 from keyva.protocol import PROTOCOL_VERSION, Response, decode_body, decode_request, encode
 from keyva.recovery import prepare_directory
 from keyva.web.listen import listen_on, read_token, split_http, url_of
@@ -99,7 +100,7 @@ class Node:
     """One node; `run` returns when it has stopped."""
 
     def __init__(self, directory: str, options: Options) -> None:
-        self.directory = os.path.abspath(directory)
+        self.directory = real_directory(directory)
         self.options = options
         self.started_at = time.time()
         self._lock: Lock | None = None
@@ -116,7 +117,7 @@ class Node:
         self._http: socket.socket | None = None
         self.http_url = ""
         self.endpoints: Endpoints
-        self.on_ready = _print_ready
+        self.on_ready = partial(_print_ready, sys.stdout)
 
     # Start
 
@@ -188,7 +189,12 @@ class Node:
         name = f"keyva-{child.name}"
         listener = self._http if child.role == "web" else None
         child.process = self._spawn.Process(target=run_worker, args=(msgspec.msgpack.encode(spec), listener), name=name, daemon=True)
-        child.process.start()
+        # Ctrl-C reaches the whole group: a worker that has just begun would print where it was, until it ignores the signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            child.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         child.started_at = child.beat_at = time.monotonic()
         child.restarts += 1
         child.error = ""
@@ -447,13 +453,17 @@ def check_http(options: Options) -> None:
         read_token(options.http_token_file)
 
 
-def _print_ready(info: NodeInfo) -> None:
+def _print_ready(output: TextIO, info: NodeInfo) -> None:
     endpoints = info.endpoints
     where = f" listen={endpoints.listen}" if endpoints.listen else ""
     where += f" http={info.http}" if info.http else ""
     line = f"ready dir={info.directory} endpoint={endpoints.writer}{where} readers={','.join(endpoints.readers) or '-'} pid={info.pid}"
+    _say(output, line)
+
+
+def _say(output: TextIO, line: str) -> None:
     try:
-        print(line, flush=True)
+        print(line, file=output, flush=True)
     except BrokenPipeError:
         pass  # whoever started us has gone; the node has not
 
@@ -463,38 +473,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = vars(parser.parse_args(arguments))
     directory, config, background = given.pop("dir"), given.pop("config"), given.pop("background")
+    output = _starters_pipe() if background else None
     try:
         settings: dict[str, Any] = load_toml(config) if config else {}
         settings |= given
-        options = Options.of(**settings)
+        options = Options.of(**absolute_paths(settings))
         check_listen(options)
         check_http(options)
         set_up_logging("node", options.log_level)
         if background:
             _cut_log()
         raise_open_files_limit()  # the workers inherit it
-        Node(directory, options).run()
+        node = Node(directory, options)
+        if output is not None:
+            node.on_ready = partial(_print_ready, output)
+        node.run()
     except ConfigError as error:
-        return _fail(error, background, 2)
+        return _fail(error, output, 2)
     except (KeyvaError, zmq.ZMQError) as error:
-        return _fail(error, background, 1)
+        return _fail(error, output, 1)
     except OSError as error:
         reason = translate(error, f"using {directory}")
         if isinstance(reason, OSError):
             where = f" ({error.filename})" if error.filename not in (None, directory) else ""
             reason = StoreError(f"cannot use {directory}: {error.strerror or error}{where}")
-        return _fail(reason, background, 1)
+        return _fail(reason, output, 1)
     return 0
 
 
-def _fail(error: Exception, background: bool, code: int) -> int:
-    """Say the reason in one line; a client that started the node in the background reads it on standard output."""
+def _starters_pipe() -> TextIO:
+    """Return the pipe to the client that started this node in the background, and let whatever else is printed go to the log.
+
+    The workers must not have it: what they print would fill it, and it must end with this process.
+    """
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+    os.dup2(2, 1)
+    _say(output, "")  # ends a line that something else has begun
+    return output
+
+
+def _fail(error: Exception, output: TextIO | None, code: int) -> int:
+    """Say the reason in one line; a client that started the node in the background reads it from ``output``."""
     print(f"keyva-node: {error}", file=sys.stderr)
-    if background:
-        try:
-            print(f"error: {type(error).__name__}: {error}", flush=True)
-        except BrokenPipeError:
-            pass
+    if output is not None:
+        _say(output, f"error: {type(error).__name__}: {error}")
     return code
 
 
