@@ -198,7 +198,9 @@ class TestCalls:
             assert not client.closed
         assert client.closed
         client.close()  # type: ignore[unreachable]
+        batch.clear()
         for call in (
+            lambda: client.write(batch),
             lambda: client.get("a"),
             lambda: client.get_many(["a"]),
             lambda: client.put("a", "1"),

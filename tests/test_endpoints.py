@@ -93,6 +93,8 @@ def test_what_cannot_be_a_directory_of_a_store_is_refused_with_the_reason() -> N
         real_directory("/data/\udcff")
     with pytest.raises(StoreError, match="null"):
         real_directory("/data/\0")
+    with pytest.raises(StoreError, match="no directory is named"):
+        real_directory("")  # more likely a variable is not set than that the working directory is meant
 
 
 @pytest.mark.parametrize(
