@@ -113,6 +113,28 @@ class Page:
         except (NoSuchElementException, StaleElementReferenceException):
             return False
 
+    def inside(self, selector: str) -> bool:
+        """Whether all of an element is within the window, as far as it is not covered."""
+        return bool(
+            self.script(
+                """const found = document.querySelector(arguments[0]);
+                if (!found) return false;
+                const { top, bottom, left, right } = found.getBoundingClientRect();
+                const there = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+                return top >= 0 && left >= 0 && bottom <= innerHeight && right <= innerWidth && (found.contains(there) || there?.contains(found));""",
+                selector,
+            )
+        )
+
+    def focused(self, selector: str) -> bool:
+        return bool(self.script("return document.activeElement.matches(arguments[0])", selector))
+
+    def mouse(self, x: float, y: float) -> None:
+        """Press and release the mouse at a point, whatever is there: the browser sends focus and click where they belong."""
+        for kind, pressed in (("mouseMoved", 0), ("mousePressed", 1), ("mouseReleased", 0)):
+            button = "none" if kind == "mouseMoved" else "left"
+            self.command("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=pressed, clickCount=int(button == "left"))
+
     def click(self, selector: str) -> None:
         self.find(selector).click()
 

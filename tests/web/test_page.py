@@ -25,31 +25,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser(node: RunningNode) -> Iterator[Page]:
-    yield from opened(node.url)
-
-
-@pytest.fixture
-def db(node: RunningNode) -> Iterator[keyva.Client]:
-    with keyva.open(node.directory) as client:
-        with client.write_batch() as batch:
-            for key in client.iterator(include_value=False):
-                batch.delete(key)
-        yield client
-
-
-@pytest.fixture
-def page(browser: Page, db: keyva.Client) -> Iterator[Page]:
-    """The page, loaded anew on an empty store; afterwards nothing may have been complained about or loaded from elsewhere."""
-    browser.resize(1280, 800)
-    browser.open()
-    browser.complaints()
-    yield browser
-    assert [text for text in browser.complaints() if "the server responded with a status of" not in text] == []
-    assert browser.origins() <= {browser.url}
-
-
 def png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -353,9 +328,11 @@ class TestDeleting:
 
 
 class TestOthers:
+    @pytest.mark.parametrize("width", [1280, 390])
     @pytest.mark.parametrize("choice", ["mine", "theirs"])
-    def test_two_versions_are_shown_and_one_is_chosen(self, page: Page, db: keyva.Client, choice: str) -> None:
+    def test_two_versions_are_shown_and_one_is_chosen(self, page: Page, db: keyva.Client, choice: str, width: int) -> None:
         db.put("shared", "base")
+        page.resize(width, 800)
         page.click("#first")
         page.choose("shared")
         page.fill("#text", "from here")
@@ -363,6 +340,7 @@ class TestOthers:
         page.click("#save")
         page.wait(lambda: "from here" in page.text(".versions") and "from elsewhere" in page.text(".versions"), "both are shown")
         assert db.get("shared") == b"from elsewhere"
+        assert page.inside("dialog h2") and page.inside(f"dialog [data-action={choice}]"), "question and buttons are in sight"
         page.dialog(choice)
         wanted = "from here" if choice == "mine" else "from elsewhere"
         page.wait(lambda: db.get("shared") == wanted.encode() and page.value("#text") == wanted, "the chosen one counts")
