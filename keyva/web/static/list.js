@@ -23,6 +23,7 @@ export class KeyList {
     this.active = -1;
     this.atStart = this.atEnd = true;
     this.loading = null;
+    this.filling = -1;
     this.turn = 0;
     this.list.addEventListener("scroll", () => this.fill(), { passive: true });
     this.list.addEventListener("click", (event) => {
@@ -30,7 +31,8 @@ export class KeyList {
       if (at >= 0) this.pick(at);
     });
     this.list.addEventListener("keydown", (event) => this.key(event));
-    this.list.addEventListener("focus", () => { if (this.active < 0 && this.rows.length) this.mark(0); });
+    // only for the keyboard: a mark scrolls, and between the two halves of a click the rows must stay where they are
+    this.list.addEventListener("focus", () => { if (this.active < 0 && this.list.matches(":focus-visible")) this.mark(this.firstSeen()); });
     const field = byId("prefix");
     field.addEventListener("input", () => {
       clearTimeout(this.typing);
@@ -40,7 +42,7 @@ export class KeyList {
       if (event.key === "ArrowDown" && this.rows.length) {
         event.preventDefault();
         this.list.focus();
-        this.mark(Math.max(0, this.active));
+        if (this.active < 0) this.mark(this.firstSeen());
       } else if (event.key === "Enter" && this.rows.length) {
         event.preventDefault();
         this.pick(0);
@@ -49,39 +51,74 @@ export class KeyList {
   }
 
   /** Show the keys with a prefix, from the first on (or with `fromEnd` from the last). */
-  async show(prefix = this.prefix, { fromEnd = false, start = null } = {}) {
+  async show(prefix = this.prefix, { fromEnd = false, again = false } = {}) {
     const turn = ++this.turn;
     this.prefix = prefix;
     let page;
     try {
-      page = await this.ask(start, fromEnd);
+      page = await this.ask(null, fromEnd);
     } catch (error) {
       if (turn === this.turn) this.note.textContent = error.message;
       return;
     }
     if (turn !== this.turn) return;
     if (fromEnd) page.keys.reverse();
-    this.rows = page.keys.map((entry) => this.row(entry));
-    this.list.replaceChildren(...this.rows.map((row) => row.node));
-    this.active = -1;
-    this.atStart = fromEnd ? page.next === null : start === null;
-    this.atEnd = fromEnd ? start === null : page.next === null;
+    const marked = again ? this.rows[this.active]?.bytes : undefined;
+    this.put(page.keys);
+    this.atStart = fromEnd ? page.next === null : true;
+    this.atEnd = fromEnd || page.next === null;
     this.list.scrollTop = fromEnd ? this.list.scrollHeight : 0;
-    this.loading = null;
-    this.tell();
-    if (start !== null) await this.load(-1); // so that one can scroll up from there at once
+    this.markAgain(marked);
     this.fill();
-    this.total(turn);
+    this.total();
   }
 
-  /** Load again what is shown now, where it is. */
+  /** Hold these entries and no others; what is still being loaded for the others is dropped. */
+  put(entries) {
+    this.turn += 1;
+    this.rows = entries.map((entry) => this.row(entry));
+    this.list.replaceChildren(...this.rows.map((row) => row.node));
+    this.loading = null;
+    this.unmark();
+    this.tell();
+  }
+
+  /** Load again what is shown now. The first key that is seen, or the one after it when it has gone, stays where it is. */
   async refresh() {
-    const first = this.rows[0]?.bytes;
-    const top = this.list.scrollTop;
-    const turn = this.turn;
-    if (this.atStart || first === undefined) await this.show(this.prefix);
-    else await this.show(this.prefix, { start: toBase64(first) });
-    if (this.turn === turn + 1) this.list.scrollTop = top;
+    const at = this.firstSeen();
+    if (at < 0 || (this.atStart && this.list.scrollTop === 0)) return this.show(this.prefix, { again: true });
+    const turn = ++this.turn;
+    const { bytes, node } = this.rows[at];
+    let before, after;
+    try {
+      [before, after] = await Promise.all([this.ask(toBase64(bytes), true, PAGE + 1), this.ask(toBase64(bytes), false)]);
+    } catch (error) {
+      if (turn === this.turn) this.note.textContent = error.message;
+      return;
+    }
+    if (turn !== this.turn) return;
+    if (!node.isConnected) return this.refresh(); // one has scrolled far away meanwhile
+    const marked = this.rows[this.active]?.bytes;
+    const above = before.keys.filter((entry) => !same(fromBase64(entry.key_base64), bytes)).reverse();
+    const offset = this.offsetOf(node); // not sooner: one may have scrolled meanwhile
+    this.put([...above, ...after.keys]);
+    this.atStart = before.next === null;
+    this.atEnd = after.next === null;
+    const anchor = this.rows[Math.min(above.length, this.rows.length - 1)];
+    if (anchor) this.list.scrollTop += this.offsetOf(anchor.node) - offset;
+    this.markAgain(marked);
+    this.fill();
+    this.total();
+  }
+
+  /** How far below the upper edge of the list a row is. */
+  offsetOf(node) {
+    return node.getBoundingClientRect().top - this.list.getBoundingClientRect().top;
+  }
+
+  /** The first row of which more is seen than half; -1 when there is none. */
+  firstSeen() {
+    return this.rows.findIndex((row) => this.offsetOf(row.node) + row.node.offsetHeight / 2 >= 0);
   }
 
   ask(start, reverse, limit = PAGE) {
@@ -91,7 +128,8 @@ export class KeyList {
     return json(`/api/keys?${query}`);
   }
 
-  async total(turn) {
+  async total() {
+    const turn = this.turn;
     this.count = null;
     try {
       const found = await json(`/api/count?${new URLSearchParams({ prefix_base64: toBase64(this.prefix) })}`);
@@ -122,21 +160,35 @@ export class KeyList {
     return { bytes, node };
   }
 
-  /** Load the next page where the scroll position is near an end of the window. */
+  /**
+   * Load pages until the scroll position is near no end of the window that has more behind it. One page may not do: the server ends it early
+   * when its values are large, and a list that has nothing to scroll asks for nothing more by itself.
+   */
   async fill() {
-    const { scrollTop, clientHeight, scrollHeight } = this.list;
-    if (!this.atEnd && scrollTop + clientHeight > scrollHeight - NEAR_PX) await this.load(1);
-    else if (!this.atStart && scrollTop < NEAR_PX) await this.load(-1);
+    const turn = this.turn;
+    if (this.filling === turn) return;
+    this.filling = turn;
+    for (let gained = true; gained && turn === this.turn;) {
+      const { scrollTop, clientHeight, scrollHeight } = this.list;
+      if (!this.atEnd && scrollTop + clientHeight > scrollHeight - NEAR_PX) gained = await this.load(1);
+      else if (!this.atStart && scrollTop < NEAR_PX) gained = await this.load(-1);
+      else gained = false;
+    }
+    if (this.filling === turn) this.filling = -1;
   }
 
+  /** Load the next page at an end of the window. Gives whether there is more in it now. */
   async load(direction) {
-    if (this.loading || !this.rows.length) return this.loading;
+    if (this.loading || !this.rows.length) return this.loading ?? false;
     const turn = this.turn;
     this.loading = (async () => {
       const edge = direction > 0 ? this.rows.at(-1) : this.rows[0];
-      const page = await this.ask(toBase64(edge.bytes), direction < 0, PAGE + 1);
-      if (turn !== this.turn) return;
-      const entries = page.keys.filter((entry) => !same(fromBase64(entry.key_base64), edge.bytes));
+      const others = (page) => page.keys.filter((entry) => !same(fromBase64(entry.key_base64), edge.bytes));
+      let page = await this.ask(toBase64(edge.bytes), direction < 0, PAGE + 1);
+      // the value at the edge may be so large that a page holds nothing besides
+      if (!others(page).length && page.next !== null) page = await this.ask(page.next, direction < 0);
+      if (turn !== this.turn) return false;
+      const entries = others(page);
       const rows = entries.map((entry) => this.row(entry));
       if (direction > 0) {
         this.list.append(...rows.map((row) => row.node));
@@ -153,11 +205,13 @@ export class KeyList {
         this.atStart = page.next === null;
         this.trim(this.rows.splice(WINDOW_MAX), false);
       }
+      return rows.length > 0;
     })();
     try {
-      await this.loading;
+      return await this.loading;
     } catch (error) {
-      this.note.textContent = error.message;
+      if (turn === this.turn) this.note.textContent = error.message;
+      return false;
     } finally {
       if (turn === this.turn) this.loading = null;
     }
@@ -170,10 +224,11 @@ export class KeyList {
     if (above) {
       this.list.scrollTop -= before - this.list.scrollHeight;
       this.atStart = false;
-      this.active = this.active < gone.length ? -1 : this.active - gone.length;
+      if (this.active < gone.length) this.unmark();
+      else this.active -= gone.length;
     } else {
       this.atEnd = false;
-      if (this.active >= this.rows.length) this.active = -1;
+      if (this.active >= this.rows.length) this.unmark();
     }
   }
 
@@ -182,6 +237,7 @@ export class KeyList {
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page };
     if (event.key in steps) {
       event.preventDefault();
+      if (this.active < 0) return this.mark(this.firstSeen());
       const wanted = this.active + steps[event.key];
       if (wanted >= this.rows.length && !this.atEnd) await this.load(1);
       if (wanted < 0 && !this.atStart) await this.load(-1);
@@ -197,14 +253,33 @@ export class KeyList {
     }
   }
 
-  mark(at) {
-    this.rows[this.active]?.node.classList.remove("active");
-    this.active = at;
+  mark(at, scroll = true) {
+    this.unmark();
     const row = this.rows[at];
     if (!row) return;
+    this.active = at;
     row.node.classList.add("active");
-    row.node.scrollIntoView({ block: "nearest" });
+    if (scroll) row.node.scrollIntoView({ block: "nearest" });
     this.list.setAttribute("aria-activedescendant", row.node.id);
+  }
+
+  unmark() {
+    this.rows[this.active]?.node.classList.remove("active");
+    this.active = -1;
+    this.list.removeAttribute("aria-activedescendant");
+  }
+
+  /** Mark a key that was marked before its row was made anew, without scrolling. */
+  markAgain(bytes) {
+    const at = bytes === undefined ? -1 : this.rows.findIndex((row) => same(row.bytes, bytes));
+    if (at >= 0) this.mark(at, false);
+  }
+
+  /** Take the focus, with the mark on a key where it is held. */
+  focus(bytes) {
+    const at = bytes === null ? -1 : this.rows.findIndex((row) => same(row.bytes, bytes));
+    if (at >= 0) this.mark(at);
+    this.list.focus({ preventScroll: true });
   }
 
   pick(at) {

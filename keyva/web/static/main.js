@@ -29,10 +29,11 @@ async function route() {
         history.replaceState(null, "", shown);
         return;
       }
+      const last = panel.key;
       list.select(key);
       if (key === null) {
         panel.close();
-        byId("list").focus({ preventScroll: true });
+        list.focus(last);
       } else panel.open(key);
     }
   }
