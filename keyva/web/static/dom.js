@@ -1,4 +1,6 @@
-// Small pieces of the page: elements, dialogs, messages.
+// Small pieces of the page: elements, names of keys, dialogs, messages.
+
+import { keyPieces, shorten } from "./format.js";
 
 /** Make an element: el("p", { class: "note", onclick }, "text", child). Text is always text, never markup. */
 export function el(tag, attributes = {}, ...children) {
@@ -19,6 +21,12 @@ export function svg(tag, attributes = {}, ...children) {
   made.append(...children);
   return made;
 }
+
+/** What a key is called in a sentence: shortened in the middle, with all that cannot be seen made visible. */
+export const keyName = (bytes) => el("b", { class: "key-name" }, ...marked(shorten(keyPieces(bytes))));
+
+/** Pieces as nodes: those that are not plain text look different from text that reads the same. */
+export const marked = (pieces) => pieces.map(([kind, text]) => (kind === "plain" ? text : el("span", { class: kind }, text)));
 
 export const byId = (id) => document.getElementById(id);
 

@@ -1,6 +1,6 @@
 // Bytes as people read them: keys, sizes, hexadecimal, base64.
 
-const strict = new TextDecoder("utf-8", { fatal: true });
+const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }); // a byte order mark is a part of the text: three bytes of the value
 const encoder = new TextEncoder();
 
 export const encode = (text) => encoder.encode(text);
@@ -25,14 +25,68 @@ export function toBase64(bytes) {
   return btoa(binary).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
-/** A key as one line: its text with control characters escaped, or its bytes in hexadecimal. */
-export function showKey(bytes) {
-  if (bytes.length === 0) return "(empty key)";
-  const text = decode(bytes);
-  if (text === null) return "0x" + hex(bytes);
-  // eslint-disable-next-line no-control-regex
-  return text.replace(/[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g, (char) => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0"));
+/** What cannot be seen, or looks like a blank and is none. */
+const UNSEEN = /[\p{Cc}\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}\p{Bidi_Control}\ufff9-\ufffb]|(?! )\p{Zs}/u;
+
+function escape(char) {
+  const code = char.codePointAt(0).toString(16);
+  return code.length > 4 ? `\\u{${code}}` : `\\u${code.padStart(4, "0")}`;
 }
+
+/**
+ * Text as pieces [kind, text], so that different texts look different: "plain", and "escape" for a character that cannot be seen. Blanks
+ * count as such where the text begins (`head`) and where it ends (`tail`).
+ */
+export function pieces(text, { head = true, tail = true } = {}) {
+  const first = head ? /^ */.exec(text)[0].length : 0;
+  const last = tail ? text.length - / *$/.exec(text)[0].length : text.length;
+  const found = [];
+  let at = 0;
+  for (const char of text) {
+    const kind = UNSEEN.test(char) || (char === " " && (at < first || at >= last)) ? "escape" : "plain";
+    if (kind === "plain" && found.at(-1)?.[0] === "plain") found.at(-1)[1] += char;
+    else found.push([kind, kind === "plain" ? char : escape(char)]);
+    at += char.length;
+  }
+  return found;
+}
+
+/** A key as pieces: also "bytes" for one that is no UTF-8, in hexadecimal, and "none" for the empty key. */
+export function keyPieces(bytes) {
+  if (bytes.length === 0) return [["none", "(empty key)"]];
+  const text = decode(bytes);
+  return text === null ? [["bytes", "0x" + hex(bytes)]] : pieces(text);
+}
+
+const SHORT_CHARS = 80;
+
+/** Pieces without the middle, where that takes more room than a sentence has. */
+export function shorten(found, most = SHORT_CHARS) {
+  const length = found.reduce((sum, [, text]) => sum + text.length, 0);
+  if (length <= most) return found;
+  const head = Math.ceil(most * 0.6), tail = length - (most - head);
+  const short = [];
+  let at = 0, cut = false;
+  for (const [kind, text] of found) {
+    // escapes stay whole, and so do pairs of surrogates
+    const whole = kind === "escape";
+    const begin = whole ? (at + text.length <= head ? text : "") : text.slice(0, Math.max(0, head - at)).replace(/[\ud800-\udbff]$/, "");
+    const end = whole ? (at >= tail ? text : "") : text.slice(Math.max(0, tail - at)).replace(/^[\udc00-\udfff]/, "");
+    at += text.length;
+    if (begin) short.push([kind, begin]);
+    if (!cut && at > head) {
+      cut = true;
+      short.push(["cut", "…"]);
+    }
+    if (end && at > tail) short.push([kind, end]);
+  }
+  return short;
+}
+
+export const showKey = (bytes) => keyPieces(bytes).map(([, text]) => text).join("");
+
+/** A key in one short line, where there can be no more than text. */
+export const shortKey = (bytes) => shorten(keyPieces(bytes)).map(([, text]) => text).join("");
 
 export const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 

@@ -3,8 +3,8 @@
 // At most WINDOW_MAX keys are held, whatever the store holds; what leaves at one end is asked for again when one scrolls back.
 
 import { json } from "./api.js";
-import { byId, el } from "./dom.js";
-import { count, decode, encode, fromBase64, same, showKey, size, toBase64 } from "./format.js";
+import { byId, el, marked } from "./dom.js";
+import { count, decode, encode, fromBase64, keyPieces, pieces, same, shortKey, size, toBase64 } from "./format.js";
 
 const PAGE = 100;
 const WINDOW_MAX = 500;
@@ -140,7 +140,7 @@ export class KeyList {
   }
 
   tell() {
-    const of = this.prefix.length ? ` begin with ${showKey(this.prefix)}` : "";
+    const of = this.prefix.length ? ` begin with ${shortKey(this.prefix)}` : "";
     byId("delete-all").disabled = this.rows.length === 0;
     if (!this.rows.length) this.note.textContent = this.prefix.length ? `No keys${of}.` : "The store is empty. Make a key, or drop a file here.";
     else if (this.count) this.note.textContent = `${this.count.complete ? "" : "More than "}${count(this.count.count)} key${this.count.count === 1 ? "" : "s"}${of}`;
@@ -150,11 +150,13 @@ export class KeyList {
 
   row(entry) {
     const bytes = fromBase64(entry.key_base64);
-    const shown = showKey(bytes);
-    const name = el("span", { class: "name", title: shown });
-    const begin = this.prefix.length && decode(bytes) !== null ? showKey(this.prefix) : "";
-    if (begin && shown.startsWith(begin)) name.append(el("mark", {}, begin), shown.slice(begin.length));
-    else name.textContent = shown;
+    const text = decode(bytes);
+    const begin = decode(this.prefix);
+    const name = el("span", { class: "name", title: shortKey(bytes) });
+    if (begin && text?.startsWith(begin)) {
+      const rest = text.slice(begin.length);
+      name.append(el("mark", {}, ...marked(pieces(begin, { tail: !rest }))), ...marked(pieces(rest, { head: false })));
+    } else name.append(...marked(keyPieces(bytes)));
     const chosen = this.selected !== null && same(bytes, this.selected);
     const node = el("li", { role: "option", id: "key-" + toBase64(bytes), "aria-selected": String(chosen), title: `${entry.content_type}` }, name, el("span", { class: "size" }, size(entry.size)));
     return { bytes, node };

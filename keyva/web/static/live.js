@@ -1,7 +1,7 @@
 // What the node is doing right now: rates, latency, memtable, the tree with its compactions, the processes.
 
 import { el, svg } from "./dom.js";
-import { count, fromBase64, seconds, showKey, size } from "./format.js";
+import { count, fromBase64, seconds, shortKey, size } from "./format.js";
 
 const SAMPLES = 90;
 
@@ -81,7 +81,7 @@ function tree(levels, jobs, event) {
 
 const work = (job) => (job.kind === "flush" ? `a flush of ${size(job.bytes)}` : `a compaction of ${size(job.bytes)} from level ${job.from_level} to level ${job.to_level}`);
 
-const name = (key) => showKey(fromBase64(key.key_base64));
+const name = (key) => shortKey(fromBase64(key.key_base64));
 
 function table(processes, now) {
   const head = el("tr", {}, ...["Process", "State", "Id", "For", "Restarts"].map((title) => el("th", { scope: "col" }, title)));
