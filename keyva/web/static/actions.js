@@ -1,8 +1,8 @@
 // What begins with a dialog: making keys, uploading files, deleting all keys with a prefix.
 
 import * as api from "./api.js";
-import { ask, el, toast } from "./dom.js";
-import { count, decode, encode, fromHex, showKey, size, toBase64 } from "./format.js";
+import { ask, el, keyName, toast } from "./dom.js";
+import { count, decode, encode, fromHex, shortKey, size, toBase64, toPath } from "./format.js";
 
 const KEY_MAX = 65536;
 
@@ -19,6 +19,11 @@ function keyFields(form, initial) {
   };
 }
 
+/** Say that a write was cancelled while it was under way: the server may have made it. */
+function cancelled(key) {
+  toast(["Cancelled while it was being written: ", keyName(key), " may have the new value."], { label: "Look", run: () => { location.hash = `#/key/${toPath(key)}`; } });
+}
+
 /** Ask for a new key and value. Gives the key that was made, or null. */
 export async function newKey(prefix) {
   let key, read, value, type;
@@ -29,12 +34,13 @@ export async function newKey(prefix) {
     const types = el("datalist", { id: "new-types" }, ...["text/plain; charset=utf-8", "application/json"].map((name) => el("option", { value: name })));
     form.append(el("label", {}, "Value", value), el("label", {}, "Content type", type), types);
   };
-  const check = async () => {
+  const check = async (_, signal) => {
     key = read();
     try {
-      await api.put(key, encode(value.value), type.value.trim() || undefined, null);
+      await api.put(key, encode(value.value), type.value.trim() || undefined, null, signal);
     } catch (error) {
-      return error.status === 412 ? `${showKey(key)} exists already.` : error.message;
+      if (signal.aborted) cancelled(key);
+      return error.status === 412 ? `${shortKey(key)} exists already.` : error.message;
     }
     return "";
   };
@@ -63,46 +69,51 @@ async function uploadFile(file, name) {
     bar = el("progress", { max: "1", value: "0", hidden: true, "aria-label": "Upload" });
     form.append(el("label", {}, "Content type", type), el("label", { class: "check" }, over, "Replace the key if it exists"), bar);
   };
-  const check = async () => {
+  const check = async (_, signal) => {
     key = read();
+    bar.value = 0;
     bar.hidden = false;
     try {
-      await api.upload(key, file, type.value.trim() || undefined, over.checked ? undefined : null, (part) => { bar.value = part; });
+      await api.upload(key, file, type.value.trim() || undefined, over.checked ? undefined : null, (part) => { bar.value = part; }, signal);
     } catch (error) {
       bar.hidden = true;
-      return error.status === 412 ? `${showKey(key)} exists already.` : error.message;
+      if (signal.aborted) cancelled(key);
+      return error.status === 412 ? `${shortKey(key)} exists already.` : error.message;
     }
-    toast(`Uploaded ${showKey(key)}.`);
+    toast(["Uploaded ", keyName(key), "."]);
     return "";
   };
   return (await ask("Upload a file", build, [["upload", "Upload", "primary"]], { check })) ? key : null;
 }
 
-/** Delete all keys with a prefix, after showing how many they are. Gives whether any were deleted. */
+/** Delete all keys with a prefix, after showing how many they are. Gives whether it was done. */
 export async function deleteAll(prefix) {
   const named = { prefix_base64: toBase64(prefix) };
   let found = await api.json(`/api/count?${new URLSearchParams(named)}`);
-  const which = prefix.length ? `that begin with ${showKey(prefix)}` : "of this store";
+  const which = () => (prefix.length ? [" that begin with ", keyName(prefix)] : [" of this store"]);
   const text = el("p", { id: "how-many" });
+  const label = el("span", { id: "confirm-label" });
   const field = el("input", { id: "confirm", autocomplete: "off", autofocus: true, inputmode: "numeric" });
   const tell = () => {
     const number = `${found.complete ? "" : "more than "}${count(found.count)}`;
-    text.replaceChildren(el("b", {}, `${number} keys`), ` ${which} will be deleted. This cannot be undone.`);
+    text.replaceChildren(el("b", {}, `${number} keys`), ...which(), " will be deleted. This cannot be undone.");
+    label.textContent = `Type the number ${found.count} to confirm`;
   };
   tell();
-  const check = async () => {
+  const check = async (_, signal) => {
     if (field.value.replaceAll(/[,\s]/g, "") !== String(found.count)) return `Type ${found.count} to confirm.`;
     try {
-      const done = await api.post("/api/delete-prefix", { ...named, ...found });
+      const done = await api.post("/api/delete-prefix", { ...named, ...found }, signal);
       toast(`Deleted ${count(done.deleted)} keys.`);
       return "";
     } catch (error) {
+      if (signal.aborted) toast("Cancelled while keys were being deleted: some of them, or all, may be gone.");
       if (error.status !== 409) return error.message;
       found = await api.json(`/api/count?${new URLSearchParams(named)}`);
       tell();
       return "The number of keys has changed meanwhile. Look at it again.";
     }
   };
-  const build = (form) => form.append(text, el("label", {}, `Type the number ${found.count} to confirm`, field));
+  const build = (form) => form.append(text, el("label", {}, label, field));
   return Boolean(await ask("Delete all found keys?", build, [["delete", "Delete them", "primary danger"]], { check }));
 }

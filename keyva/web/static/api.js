@@ -14,27 +14,33 @@ export class Problem extends Error {
   }
 }
 
-/** fetch, with the token; asks for it once when the server answers 401. Throws `Problem` for what is no success, but not for `allow`. */
-export async function request(path, { allow = [], ...options } = {}) {
+/** `send(token)` until its answer is no 401: asks for the token when the server wants one, and anew when it refused that one. */
+async function withToken(send) {
   for (;;) {
-    const headers = new Headers(options.headers);
     const token = sessionStorage.getItem(TOKEN);
-    if (token) headers.set("authorization", `Bearer ${token}`);
-    let response;
-    try {
-      response = await fetch(path, { ...options, headers, cache: "no-store" });
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new Problem(0, "The server cannot be reached.");
-    }
-    if (response.status === 401) {
-      if (token === sessionStorage.getItem(TOKEN)) await askToken();
-      continue;
-    }
-    if (!response.ok && !allow.includes(response.status)) throw await problemOf(response);
-    return response;
+    const answer = await send(token);
+    if (answer.status !== 401) return answer;
+    if (token === sessionStorage.getItem(TOKEN)) await askToken(token !== null);
   }
 }
+
+/** fetch, with the token. Throws `Problem` for what is no success, but not for `allow`, and `AbortError` when its signal was aborted. */
+export async function request(path, { allow = [], ...options } = {}) {
+  const response = await withToken(async (token) => {
+    const headers = new Headers(options.headers);
+    if (token) headers.set("authorization", `Bearer ${token}`);
+    try {
+      return await fetch(path, { ...options, headers, cache: "no-store" });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw unreachable();
+    }
+  });
+  if (!response.ok && !allow.includes(response.status)) throw await problemOf(response);
+  return response;
+}
+
+const unreachable = () => new Problem(0, "The server cannot be reached.");
 
 async function problemOf(response) {
   try {
@@ -47,12 +53,13 @@ async function problemOf(response) {
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
-function askToken() {
+function askToken(refused) {
   asking ??= (async () => {
     sessionStorage.removeItem(TOKEN);
     let field;
     const build = (form) => {
       field = el("input", { type: "password", autocomplete: "current-password", required: true, autofocus: true, name: "token" });
+      if (refused) form.append(el("p", { class: "problem", id: "refused", role: "alert" }, "The server has refused the token."));
       form.append(el("p", {}, "This server wants a token: the content of its http token file."), el("label", {}, "Token", field));
     };
     while (!(await ask("Sign in", build, [["ok", "Sign in", "primary"]]))) { /* nothing works without it */ }
@@ -63,12 +70,12 @@ function askToken() {
 
 export const json = async (path, options) => (await request(path, options)).json();
 
-export const post = (path, body) => json(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+export const post = (path, body, signal) => json(path, { signal, method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
 
 /** Where a key is. "." and ".." cannot be asked for by name: browsers take them for directories, percent-encoded or not. */
 export const urlOf = (key) => (key.length && key.length < 3 && key.every((byte) => byte === 46) ? "/kv-base64/" + toBase64(key) : "/kv/" + toPath(key));
 
-/** What is known of a key without its value: { etag, type, size }, or null when it is absent. */
+/** What is known of a key without its value: { etag, type, kept, size }, or null when it is absent. `kept`: whether the type is stored, not sniffed. */
 export async function head(key, options = {}) {
   const response = await request(urlOf(key), { ...options, method: "HEAD", allow: [404] });
   return response.status === 404 ? null : factsOf(response);
@@ -77,10 +84,10 @@ export async function head(key, options = {}) {
 function factsOf(response) {
   const range = response.headers.get("content-range");
   const length = range ? range.split("/")[1] : response.headers.get("content-length");
-  return { etag: response.headers.get("etag"), type: response.headers.get("content-type") ?? "", size: Number(length) };
+  return { etag: response.headers.get("etag"), type: response.headers.get("content-type") ?? "", kept: response.headers.get("keyva-content-type") !== "sniffed", size: Number(length) };
 }
 
-/** The value, or its bytes [start, stop): { bytes, etag, type, size }, or null when the key is absent. */
+/** The value, or its bytes [start, stop): { bytes, etag, type, kept, size }, or null when the key is absent. */
 export async function get(key, { start, stop, etag } = {}) {
   const headers = {};
   if (start !== undefined) headers.range = `bytes=${start}-${stop - 1}`;
@@ -92,9 +99,12 @@ export async function get(key, { start, stop, etag } = {}) {
   return { ...facts, bytes, size: response.status === 416 ? 0 : facts.size };
 }
 
-/** Write a value. `etag`: what it must replace; null: the key must be absent; undefined: whatever is there. Gives the new etag. */
-export async function put(key, body, type, etag) {
-  const response = await request(urlOf(key), { method: "PUT", body, headers: conditions(etag, type) });
+/**
+ * Write a value. `type`: undefined leaves it to the server to find it out. `etag`: what it must replace; null: the key must be absent;
+ * undefined: whatever is there. Gives the new etag.
+ */
+export async function put(key, body, type, etag, signal) {
+  const response = await request(urlOf(key), { method: "PUT", body, headers: conditions(etag, type), signal });
   return response.headers.get("etag");
 }
 
@@ -108,25 +118,31 @@ function conditions(etag, type) {
 
 export const remove = (key, etag) => request(urlOf(key), { method: "DELETE", headers: conditions(etag) });
 
-/** PUT with progress, which fetch does not tell: calls `progress` with 0 to 1. */
-export function upload(key, file, type, etag, progress) {
+/** PUT of a file with progress, which fetch does not tell: calls `progress` with 0 to 1. Aborted like `request`. */
+export async function upload(key, file, type, etag, progress, signal) {
+  // what would be refused is refused before all of the file is sent
+  const there = await head(key, { signal });
+  if (etag === null && there !== null) throw new Problem(412, "The key exists already.");
+  const sent = await withToken((token) => send(token, key, file, type, etag, progress, signal));
+  if (sent.status < 300) return sent.getResponseHeader("etag");
+  let found = {};
+  try { found = JSON.parse(sent.responseText); } catch { /* no problem document */ }
+  throw new Problem(sent.status, sentence(found.detail ?? `The server answered ${sent.status}.`), found);
+}
+
+function send(token, key, file, type, etag, progress, signal) {
   return new Promise((resolve, reject) => {
     const sending = new XMLHttpRequest();
     sending.open("PUT", urlOf(key));
-    const token = sessionStorage.getItem(TOKEN);
     if (token) sending.setRequestHeader("authorization", `Bearer ${token}`);
     for (const [name, value] of Object.entries(conditions(etag, type))) sending.setRequestHeader(name, value);
     sending.upload.onprogress = (event) => progress(event.total ? event.loaded / event.total : 0);
-    sending.onload = () => {
-      if (sending.status < 300) resolve(sending.getResponseHeader("etag"));
-      else {
-        let found = {};
-        try { found = JSON.parse(sending.responseText); } catch { /* no problem document */ }
-        reject(new Problem(sending.status, sentence(found.detail ?? `The server answered ${sending.status}.`), found));
-      }
-    };
-    sending.onerror = () => reject(new Problem(0, "The server cannot be reached."));
-    sending.send(file);
+    sending.onload = () => resolve(sending);
+    sending.onerror = () => reject(unreachable());
+    sending.onabort = () => reject(signal.reason);
+    signal.addEventListener("abort", () => sending.abort());
+    if (signal.aborted) reject(signal.reason);
+    else sending.send(new Blob([file])); // of no type: a file's own would go along where none is wanted
   });
 }
 

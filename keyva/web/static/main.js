@@ -16,8 +16,10 @@ const list = new KeyList((key) => { location.hash = `#/key/${toPath(key)}`; });
 const panel = new ValuePanel(() => list.refresh(), () => { location.hash = "#/"; });
 const live = new Live(byId("live"));
 let shown = location.hash;
+let leaving = false;
 
 async function route() {
+  if (leaving) return; // the question is still there; what the address says then counts
   const hash = location.hash;
   if (hash.startsWith("#/live")) {
     view("live");
@@ -25,7 +27,11 @@ async function route() {
     view("keys");
     const key = hash.startsWith("#/key/") ? fromPath(hash.slice(6)) : null;
     if (key === null ? panel.key !== null : panel.key === null || !same(key, panel.key)) {
-      if (!(await panel.leave())) {
+      if (panel.dirty) {
+        leaving = true;
+        const left = await panel.leave();
+        leaving = false;
+        if (left) return route();
         history.replaceState(null, "", shown);
         return;
       }
@@ -75,8 +81,8 @@ byId("first").addEventListener("click", () => list.show(list.prefix));
 byId("last").addEventListener("click", () => list.show(list.prefix, { fromEnd: true }));
 byId("new").addEventListener("click", async () => {
   const key = await newKey(list.prefix);
+  await list.refresh(); // after Cancel, too: it may be there
   if (key === null) return;
-  await list.refresh();
   location.hash = `#/key/${toPath(key)}`;
 });
 byId("upload").addEventListener("click", () => byId("file").click());
@@ -88,10 +94,8 @@ byId("file").addEventListener("change", async (event) => {
 byId("delete-all").addEventListener("click", async () => {
   if (!(await panel.leave())) return;
   try {
-    if (await deleteAll(list.prefix)) {
-      location.hash = "#/";
-      await list.refresh();
-    }
+    if (await deleteAll(list.prefix)) location.hash = "#/";
+    await list.refresh(); // after Cancel, too: some may be gone
   } catch (error) {
     toast(error.message);
   }
@@ -103,7 +107,7 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     location.hash.startsWith("#/live") && (location.hash = "#/");
     byId("prefix").focus();
-  } else if (event.key === "Escape" && !document.querySelector("dialog") && document.body.classList.contains("open")) {
+  } else if (event.key === "Escape" && !document.querySelector("dialog") && !byId("keys-view").hidden && document.body.classList.contains("open")) {
     location.hash = "#/";
   }
 });
