@@ -113,3 +113,61 @@ def test_keys_with_large_values_are_all_reached(page: Page, db: keyva.Client) ->
     page.wait(lambda: page.keys() == [*names, "small"], "all are listed without scrolling")
     page.click("#last")
     page.wait(lambda: page.keys() == [*names, "small"], "from the end, too")
+
+
+class TestStrangeKeys:
+    def test_keys_that_read_the_same_look_different(self, page: Page, db: keyva.Client) -> None:
+        pairs = {
+            b"0xff00": "0xff00",
+            b"\xff\x00": "0xff00",
+            b"\\u000a": "\\u000a",
+            b"\n": "\\u000a",
+            b"(empty key)": "(empty key)",
+            b"": "(empty key)",
+        }
+        for key in pairs:
+            db.put(key, key)
+        page.click("#first")
+        page.wait(lambda: sorted(page.keys()) == sorted(pairs.values()), "all are shown")
+        rows = page.script("return [...document.querySelectorAll('#list .name')].map((name) => name.innerHTML)")
+        assert len(set(rows)) == len(pairs)
+        page.go("#/key/%FF%00")
+        page.find("#open-key .bytes")
+        page.wait(lambda: page.has("#delete"), "it is open")
+        page.click("#delete")
+        page.find("dialog .key-name .bytes")
+        hexadecimal = "getComputedStyle(document.querySelector('dialog .bytes'), '::before').content"
+        assert "hex" in page.script(f"return {hexadecimal}")
+
+    @pytest.mark.parametrize(
+        ("key", "shown"),
+        [
+            (" a  b ", "\\u0020a  b\\u0020"),
+            ("\ufeffa", "\\ufeffa"),
+            ("a\u200bb", "a\\u200bb"),
+            ("a\u00adb\u00a0c", "a\\u00adb\\u00a0c"),
+            ("tab\there", "tab\\u0009here"),
+            ("a\U000e0041", "a\\u{e0041}"),
+            ("Grüße, мир, 世界 🙂", "Grüße, мир, 世界 🙂"),
+        ],
+    )
+    def test_what_cannot_be_seen_is_made_visible(self, page: Page, db: keyva.Client, key: str, shown: str) -> None:
+        db.put(key, key)
+        page.click("#first")
+        page.choose(shown)
+        page.wait(lambda: page.value("#text") == key, "it is this key")
+        assert page.script("return getComputedStyle(document.querySelector('#list .name')).whiteSpace") == "pre"
+
+    def test_the_prefix_is_marked_in_a_key_with_blanks(self, page: Page, db: keyva.Client) -> None:
+        db.put(" a  b", "1")
+        page.fill("#prefix", " a ")
+        page.wait(lambda: page.text("#list mark") == "\\u0020a ", "the prefix")
+        assert page.keys() == ["\\u0020a  b"]
+
+    def test_a_name_is_shortened_in_its_middle(self, page: Page) -> None:
+        short = "return import('/static/format.js').then((format) => format.shortKey(new TextEncoder().encode(arguments[0])))"
+        assert page.script(short, "a" * 80) == "a" * 80
+        assert page.script(short, "a" * 500 + "z" * 500) == "a" * 48 + "…" + "z" * 32
+        assert page.script(short, "\n" * 100) == "\\u000a" * 8 + "…" + "\\u000a" * 5
+        assert page.script(short, "🙂" * 100) == "🙂" * 24 + "…" + "🙂" * 16
+        assert len(page.script(short, "x" + "🙂" * 100)) <= 80

@@ -83,8 +83,6 @@ export function shorten(found, most = SHORT_CHARS) {
   return short;
 }
 
-export const showKey = (bytes) => keyPieces(bytes).map(([, text]) => text).join("");
-
 /** A key in one short line, where there can be no more than text. */
 export const shortKey = (bytes) => shorten(keyPieces(bytes)).map(([, text]) => text).join("");
 

@@ -1,8 +1,9 @@
 // One key: its value shown as what it is, edited where that makes sense, saved only over the version that was seen.
 
 import * as api from "./api.js";
-import { ask, byId, el, toast } from "./dom.js";
-import { decode, hexDump, showKey, size } from "./format.js";
+import { ask, byId, el, keyName, marked, toast } from "./dom.js";
+import { decode, hexDump, keyPieces, shortKey, size } from "./format.js";
+import { layOut, problemOf } from "./json.js";
 
 const EDIT_MAX = 1_000_000;
 const MEDIA_MAX = 64_000_000;
@@ -30,7 +31,7 @@ export class ValuePanel {
   /** Whether the user agrees to leave what was typed and not saved. */
   async leave() {
     if (!this.dirty) return true;
-    const text = el("p", {}, "The value of ", el("b", {}, showKey(this.key)), " was changed here and not saved.");
+    const text = el("p", {}, "The value of ", keyName(this.key), " was changed here and not saved.");
     const answer = await ask("Leave without saving?", (form) => form.append(text), [["discard", "Discard changes", "primary danger"]]);
     if (answer) this.dirty = false;
     return Boolean(answer);
@@ -53,6 +54,29 @@ export class ValuePanel {
 
   /** Open a key and show what it holds. */
   async open(key) {
+    const focused = this.root.contains(document.activeElement) ? document.activeElement : null;
+    const had = focused && (focused.id || "open-key");
+    const caret = had === "text" ? [focused.selectionStart, focused.selectionEnd, focused.scrollTop] : null;
+    await this.load(key);
+    if (this.key !== key) return;
+    this.takeFocus(had);
+    if (caret && had === document.activeElement.id) {
+      this.area.setSelectionRange(caret[0], caret[1]);
+      this.area.scrollTop = caret[2];
+    }
+  }
+
+  /** Give the focus back to what had it before all was drawn anew; at phone width, where the list has gone, to the key. */
+  takeFocus(had) {
+    const key = byId("open-key");
+    key.tabIndex = key.scrollHeight > key.clientHeight ? 0 : -1; // so that one can scroll it by the keyboard
+    const lost = document.activeElement === document.body || !document.activeElement.checkVisibility({ visibilityProperty: true });
+    if (!lost || document.querySelector("dialog")) return;
+    if (had) (byId(had) ?? key).focus({ preventScroll: true });
+    else if (!byId("list").checkVisibility({ visibilityProperty: true })) key.focus({ preventScroll: true });
+  }
+
+  async load(key) {
     this.key = key;
     this.dirty = false;
     byId("empty").hidden = true;
@@ -95,11 +119,11 @@ export class ValuePanel {
 
   title(actions = true) {
     const back = el("button", { type: "button", class: "back", onclick: () => this.closed() }, "Back to keys");
-    const key = el("div", { class: "key", id: "open-key" }, showKey(this.key));
+    const key = el("div", { class: "key", id: "open-key", role: "heading", "aria-level": "3", tabindex: "-1" }, ...marked(keyPieces(this.key)));
     const row = el("div", { class: "actions" });
     if (actions) {
       row.append(
-        el("a", { class: "button", id: "download", href: api.urlOf(this.key), download: (decode(this.key) ?? "value").split("/").pop() || "value", onclick: (event) => this.download(event) }, "Download"),
+        el("a", { class: "button", id: "download", href: api.urlOf(this.key), download: fileName(this.key), onclick: (event) => this.download(event) }, "Download"),
         el("button", { type: "button", id: "delete", class: "danger", onclick: () => this.remove() }, "Delete"),
       );
     }
@@ -127,8 +151,8 @@ export class ValuePanel {
     this.url = URL.createObjectURL(new Blob([bytes], { type: essence(type) }));
     const name = essence(type).split("/")[0];
     const shown = name === "image"
-      ? el("img", { src: this.url, alt: `The value of ${showKey(this.key)}` })
-      : el(name, { src: this.url, controls: true, "aria-label": `The value of ${showKey(this.key)}` });
+      ? el("img", { src: this.url, alt: `The value of ${shortKey(this.key)}` })
+      : el(name, { src: this.url, controls: true, "aria-label": `The value of ${shortKey(this.key)}` });
     const problem = el("p", { class: "problem", role: "status" });
     shown.addEventListener("error", () => {
       problem.textContent = `This browser cannot show it as ${essence(type)}.`;
@@ -147,7 +171,7 @@ export class ValuePanel {
     if (text.includes("\r") && text.replaceAll("\r\n", "").includes("\r")) return this.hex();
     this.crlf = text.includes("\r\n");
     if (this.crlf && text.replaceAll("\r\n", "").includes("\n")) return this.hex();
-    const area = this.area = el("textarea", { id: "text", "aria-label": `Value of ${showKey(this.key)}`, spellcheck: "false", autocomplete: "off", autocapitalize: "off", "aria-describedby": "text-problem" });
+    const area = this.area = el("textarea", { id: "text", "aria-label": `Value of ${shortKey(this.key)}`, spellcheck: "false", autocomplete: "off", autocapitalize: "off", "aria-describedby": "text-problem" });
     area.value = text;
     this.problem = el("p", { class: "problem", id: "text-problem", role: "status" });
     this.save = el("button", { type: "button", id: "save", class: "primary", disabled: true, onclick: () => this.store() }, "Save");
@@ -171,16 +195,17 @@ export class ValuePanel {
     const json = isJson(this.type.value);
     this.format_.hidden = !json;
     this.problem.textContent = "";
-    if (json && this.area.value.trim()) {
-      try {
-        JSON.parse(this.area.value);
-      } catch (error) {
-        this.problem.textContent = `Not valid JSON: ${where(error, this.area.value)}`;
-      }
-    }
+    const wrong = json && this.area.value.trim() ? problemOf(this.area.value) : "";
+    if (wrong) this.problem.textContent = `Not valid JSON: ${wrong}`;
     this.area.setAttribute("aria-invalid", String(Boolean(this.problem.textContent)));
     this.dirty = this.text() !== decode(this.found.bytes);
     this.save.disabled = !this.dirty;
+  }
+
+  /** The type to write a value with: none where none is kept and none was given, so that it is found out at every read as before. */
+  typeToKeep() {
+    const type = this.type.value.trim();
+    return !type || (!this.found.kept && type === this.found.type) ? undefined : type;
   }
 
   text() {
@@ -188,12 +213,9 @@ export class ValuePanel {
   }
 
   format() {
-    try {
-      this.area.value = JSON.stringify(JSON.parse(this.area.value), null, 2) + "\n";
-      this.typed();
-    } catch {
-      this.area.focus(); // the problem is said below the text
-    }
+    if (problemOf(this.area.value)) return this.area.focus(); // the problem is said below the text
+    this.area.value = layOut(this.area.value);
+    this.typed();
   }
 
   async store() {
@@ -202,14 +224,14 @@ export class ValuePanel {
       if (!(await ask("Save what is not valid JSON?", (form) => form.append(text), [["save", "Save anyway", "primary"]]))) return;
     }
     this.save.disabled = true;
-    await this.write(new TextEncoder().encode(this.text()), this.type.value.trim(), "Saved.");
+    await this.write(new TextEncoder().encode(this.text()), this.typeToKeep(), "Saved.");
   }
 
   /** Write `bytes` over the version that was seen; on a conflict show both. */
   async write(bytes, type, said, etag = this.found.etag) {
     const key = this.key;
     try {
-      const fresh = await api.put(key, bytes, type || undefined, etag);
+      const fresh = await api.put(key, bytes, type, etag);
       if (this.key !== key) return true;
       this.dirty = false;
       toast(said);
@@ -232,7 +254,7 @@ export class ValuePanel {
     const pane = (title, found, kind) => el("section", {}, el("h3", {}, `${title}${kind ? ` (${kind})` : ""}`), el("pre", { tabindex: "0", "aria-label": title }, preview(found)));
     const build = (form) => form.append(
       el("p", {}, theirs ? "Somebody else has changed this key since you opened it." : "Somebody else has deleted this key since you opened it."),
-      el("div", { class: "versions" }, pane("Your version", bytes, type), pane("Their version", theirs ? theirs.bytes : null, theirs?.type)),
+      el("div", { class: "versions" }, pane("Your version", bytes, type), pane("Their version", theirs ? theirs.bytes : null, theirs?.kept ? theirs.type : undefined)),
     );
     const buttons = [["theirs", "Take theirs"], ["mine", "Overwrite with yours", "primary danger"]];
     const answer = await ask("Two versions", build, buttons, { wide: true });
@@ -260,19 +282,19 @@ export class ValuePanel {
     if (facts && !this.dirty && !document.querySelector("dialog")) return this.open(key);
     if (this.notice.firstChild) return;
     const text = facts ? "Somebody else has changed this value." : "Somebody else has deleted this key.";
-    this.notice.append(el("p", { class: "banner info", id: "changed" }, el("span", { class: "grow" }, text), el("button", { type: "button", onclick: async () => { if (await this.leave()) this.open(key); } }, "Show it"), el("button", { type: "button", onclick: () => this.conflict(new TextEncoder().encode(this.area ? this.text() : ""), this.type.value, "Saved.") , hidden: !this.dirty }, "Compare")));
+    this.notice.append(el("p", { class: "banner info", id: "changed" }, el("span", { class: "grow" }, text), el("button", { type: "button", onclick: async () => { if (await this.leave()) this.open(key); } }, "Show it"), el("button", { type: "button", onclick: () => this.conflict(new TextEncoder().encode(this.area ? this.text() : ""), this.typeToKeep(), "Saved.") , hidden: !this.dirty }, "Compare")));
   }
 
   async retype() {
-    const type = this.type.value.trim();
-    if (!type || type === this.found.type) return;
+    const type = this.typeToKeep();
+    if (type === (this.found.kept ? this.found.type : undefined)) return;
     if (this.dirty) return this.store();
     const whole = this.found.bytes.length === this.found.size ? this.found : await api.get(this.key);
     if (whole) await this.write(whole.bytes, type, "Type changed.", this.found.etag);
   }
 
   hex() {
-    const out = el("pre", { class: "hex", id: "hex", tabindex: "0", "aria-label": `Bytes of ${showKey(this.key)}` });
+    const out = el("pre", { class: "hex", id: "hex", tabindex: "0", "aria-label": `Bytes of ${shortKey(this.key)}` });
     let shown = 0;
     const add = (bytes) => {
       for (const [at, digits, text] of hexDump(bytes, shown)) out.append(el("span", { class: "at" }, at), `  ${digits}  ${text}\n`);
@@ -305,15 +327,13 @@ export class ValuePanel {
     const name = event.currentTarget.download;
     const found = await api.get(this.key);
     if (!found) return;
-    const url = URL.createObjectURL(new Blob([found.bytes], { type: "application/octet-stream" }));
-    el("a", { href: url, download: name }).click();
-    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    saveFile(name, found.bytes);
   }
 
   /** Delete after a question; a message at the corner takes it back. */
   async remove() {
     const key = this.key;
-    const text = el("p", {}, "Delete ", el("b", {}, showKey(key)), `, ${size(this.found.size)}? This can be undone for as long as the message about it is there.`);
+    const text = el("p", {}, "Delete ", keyName(key), `, ${size(this.found.size)}? This can be undone for as long as the message about it is there.`);
     if (!(await ask("Delete this key?", (form) => form.append(text), [["delete", "Delete", "primary danger"]]))) return;
     try {
       const kept = await api.get(key); // what undo puts back is what is deleted, and nothing else
@@ -321,34 +341,46 @@ export class ValuePanel {
       this.dirty = false;
       this.closed();
       this.changed();
-      toast(`Deleted ${showKey(key)}.`, kept && { label: "Undo", run: () => this.restore(key, kept) });
+      toast(["Deleted ", keyName(key), "."], kept && this.undo(key, kept));
     } catch (error) {
       toast(error.status === 412 ? "Not deleted: somebody else has just changed it." : error.message);
     }
   }
 
+  undo(key, kept) {
+    return { label: "Undo", run: () => this.restore(key, kept) };
+  }
+
+  /** Put back what was deleted. It is held nowhere else: unless it is back, the message stays and offers it. */
   async restore(key, kept) {
     try {
-      await api.put(key, kept.bytes, kept.type, null);
-      toast(`${showKey(key)} is back.`);
+      await api.put(key, kept.bytes, kept.kept ? kept.type : undefined, null);
+      toast([keyName(key), " is back."]);
     } catch (error) {
-      toast(error.status === 412 ? `${showKey(key)} exists again already, with another value.` : error.message);
+      // an undo before this one may have been made without an answer
+      const there = error.status === 412 ? await api.head(key).catch(() => null) : null;
+      if (there && there.etag === kept.etag) toast([keyName(key), " is back."]);
+      else if (error.status !== 412) toast([keyName(key), ` is not back: ${error.message}`], this.undo(key, kept), { lasting: true });
+      else {
+        const action = { label: "Download the deleted one", run: () => saveFile(fileName(key), kept.bytes) };
+        toast([keyName(key), " exists again already, with another value."], action, { lasting: true });
+      }
     }
     this.changed();
   }
+}
+
+const fileName = (key) => (decode(key) ?? "value").split("/").pop() || "value";
+
+/** Let the browser save bytes as a file. */
+function saveFile(name, bytes) {
+  const url = URL.createObjectURL(new Blob([bytes], { type: "application/octet-stream" }));
+  el("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
 function preview(bytes) {
   if (bytes === null) return "(deleted)";
   const text = bytes.length <= EDIT_MAX && !bytes.includes(0) ? decode(bytes) : null;
   return text ?? hexDump(bytes.subarray(0, 2048)).map((line) => line.join("  ")).join("\n");
-}
-
-/** Say where JSON is wrong, by line and column. */
-function where(error, text) {
-  const found = /position (\d+)/.exec(error.message);
-  if (!found) return error.message;
-  const before = text.slice(0, Number(found[1])).split("\n");
-  const what = error.message.split(/ in JSON| \(line/)[0];
-  return `${what}, line ${before.length}, column ${before.at(-1).length + 1}`;
 }
