@@ -201,6 +201,12 @@ class TestLongKeys:
         assert page.inside(".toast") and page.inside(".toast button")
         page.click(".toast button")
         page.wait(lambda: db.get(name) == b"long", "it is back")
+        page.open(f"#/key/{name}")
+        page.wait(lambda: page.has("#text"), "it is open again")
+        page.find("#text").send_keys("!")
+        page.click("#save")
+        page.find(".toast")
+        assert page.inside("#save") and page.inside("#text"), "a message covers nothing that is pressed"
 
 
 class TestLeaving:
