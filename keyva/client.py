@@ -97,6 +97,8 @@ def node_processes(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = real_directory(directory)
     try:
         node = running_node(path)
+    except NotADirectoryError as error:
+        raise StoreError(f"{path} is not a directory") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be used as a store: {error}") from error
     if node is None:

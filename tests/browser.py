@@ -121,7 +121,8 @@ class Page:
                 if (!found) return false;
                 const { top, bottom, left, right } = found.getBoundingClientRect();
                 const there = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
-                return top >= 0 && left >= 0 && bottom <= innerHeight && right <= innerWidth && (found.contains(there) || there?.contains(found));""",
+                const seen = found.contains(there) || there?.contains(found);
+                return seen && top >= 0 && left >= 0 && bottom <= innerHeight && right <= innerWidth;""",
                 selector,
             )
         )

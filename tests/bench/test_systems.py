@@ -132,7 +132,7 @@ def test_a_missing_library_and_a_missing_program_are_named() -> None:
 def test_a_node_that_nobody_has_closed_is_ended_before_its_directory_goes(ready: bool) -> None:
     with pytest.raises(KeyboardInterrupt), scratch(None) as directory:
         command = [sys.executable, "-m", "keyva.workers.node", "--no-http", "--dir", os.path.join(directory, "store")]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd="/")
         if ready:
             eventually(lambda: running_node(os.path.join(directory, "store")), "the node is ready")
         raise KeyboardInterrupt
@@ -146,7 +146,7 @@ def test_a_node_that_another_process_started_is_found_by_its_lock() -> None:
         program = (
             f"import subprocess; p = subprocess.Popen({command!r}, stdout=subprocess.PIPE, text=True); print(p.pid, p.stdout.readline())"
         )
-        done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True, timeout=60, cwd="/")
         pid = int(done.stdout.split()[0])
         assert is_alive(pid)
     assert not is_alive(pid)

@@ -27,7 +27,9 @@ def scroll_to(page: Page, name: str) -> None:
     jump = "const list = document.querySelector('#list'); list.scrollTop = list.scrollHeight"
     page.wait(lambda: page.keys()[-1] >= name or page.script(jump), f"{name} has come")
     page.script("document.querySelector('#list').scrollTop -= 1000")
-    page.wait(lambda: page.script("const l = document.querySelector('#list'); return l.scrollHeight - l.scrollTop > 1500"), "there is more below")
+    page.wait(
+        lambda: page.script("const l = document.querySelector('#list'); return l.scrollHeight - l.scrollTop > 1500"), "there is more below"
+    )
 
 
 def row_at(page: Page, x: int, y: int) -> str:
@@ -90,7 +92,7 @@ class TestRefresh:
         page.click("#delete")
         following = f"{int(wanted) + 1:05d}"
         page.dialog("delete")
-        page.wait(lambda: wanted not in page.keys() and len(page.keys()) > 100, "it has left the list")
+        page.wait(lambda: wanted not in (keys := page.keys()) and len(keys) > 100, "it has left the list")
         assert abs(place_of(page, following) - place) <= 2, "the next one has come up"
 
     def test_keys_that_come_above_are_shown_when_the_list_is_at_its_top(self, page: Page, db: keyva.Client) -> None:
