@@ -18,12 +18,12 @@ import asyncio
 import itertools
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 import keyva
-from keyva.batch import Puts, check_key, check_keys, check_value, make_batch
+from keyva.batch import Puts, Text, check_key, check_keys, check_value, make_batch
 from keyva.errors import InvalidArgumentError, KeyvaError
 from keyva.iterator import Iterator
 from keyva.lane import Chain, Lane, do_reads, send_writes
@@ -99,30 +99,28 @@ class _Calls:
             return method(*arguments, **options)
         return await asyncio.to_thread(method, *arguments, **options)
 
-    async def get(self, key: bytes | str, default: Any = None) -> Any:
+    async def get(self, key: Text, default: Any = None) -> Any:
         """See `keyva.Client.get`."""
         if self._lane is None:
             return self._source.get(key, default)
         (value,) = await self._lane.call([check_key(key)], self._source)
         return default if value is None else value
 
-    async def get_many(self, keys: Sequence[bytes | str]) -> list[bytes | None]:
+    async def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
         """See `keyva.Client.get_many`."""
-        if isinstance(keys, bytes | str):
-            raise TypeError("get_many takes a sequence of keys, not one key")
         if self._lane is None:
             return self._source.get_many(keys)  # type: ignore[no-any-return]
         return await self._lane.call(check_keys(keys, "get_many"), self._source)  # type: ignore[no-any-return]
 
-    async def exists(self, key: bytes | str) -> bool:
+    async def exists(self, key: Text) -> bool:
         """See `keyva.Client.exists`."""
         return await self.get(key) is not None
 
-    async def get_typed(self, key: bytes | str) -> Typed | None:
+    async def get_typed(self, key: Text) -> Typed | None:
         """See `keyva.Client.get_typed`."""
         return await self._read("get_typed", key)  # type: ignore[no-any-return]
 
-    async def content_types(self, keys: Sequence[bytes | str]) -> list[str | None]:
+    async def content_types(self, keys: Iterable[Text]) -> list[str | None]:
         """See `keyva.Client.content_types`."""
         return await self._read("content_types", check_keys(keys, "content_types"))  # type: ignore[no-any-return]
 
@@ -133,12 +131,12 @@ class _Calls:
 
     async def iterator(
         self,
-        start: bytes | str | None = None,
-        stop: bytes | str | None = None,
+        start: Text | None = None,
+        stop: Text | None = None,
         *,
         include_start: bool = True,
         include_stop: bool = False,
-        prefix: bytes | str | None = None,
+        prefix: Text | None = None,
         reverse: bool = False,
         include_key: bool = True,
         include_value: bool = True,
@@ -240,8 +238,8 @@ class Client(_Calls):
 
     async def put(
         self,
-        key: bytes | str,
-        value: bytes | str,
+        key: Text,
+        value: Text,
         *,
         sync: bool | None = None,
         content_type: str | None = None,
@@ -261,20 +259,20 @@ class Client(_Calls):
         if batch:
             await self._write(write_of(batch), sync)
 
-    async def delete(self, key: bytes | str, *, sync: bool | None = None, expect: Expected | None = None) -> None:
+    async def delete(self, key: Text, *, sync: bool | None = None, expect: Expected | None = None) -> None:
         """See `keyva.Client.delete`."""
         key = check_key(key)
         await (self._writes.call((key, None), sync) if expect is None else self._write(update_of({key: None}, {}, expect), sync))
 
-    async def increment(self, key: bytes | str, by: int = 1, *, sync: bool | None = None) -> int:
+    async def increment(self, key: Text, by: int = 1, *, sync: bool | None = None) -> int:
         """See `keyva.Client.increment`."""
         return int(await self._write(increment_of(key, by), sync))
 
-    async def sequence_next(self, name: bytes | str, *, sync: bool | None = None) -> int:
+    async def sequence_next(self, name: Text, *, sync: bool | None = None) -> int:
         """See `keyva.Client.sequence_next`."""
         return int(await self._write(sequence_of(name, False), sync))
 
-    async def sequence_reset(self, name: bytes | str, *, sync: bool | None = None) -> None:
+    async def sequence_reset(self, name: Text, *, sync: bool | None = None) -> None:
         """See `keyva.Client.sequence_reset`."""
         await self._write(sequence_of(name, True), sync)
 
@@ -308,7 +306,7 @@ class Client(_Calls):
         """See `keyva.Client.flush`."""
         await asyncio.to_thread(self._client.flush)
 
-    async def compact_range(self, start: bytes | str | None = None, stop: bytes | str | None = None) -> None:
+    async def compact_range(self, start: Text | None = None, stop: Text | None = None) -> None:
         """See `keyva.Client.compact_range`."""
         await asyncio.to_thread(self._client.compact_range, start, stop)
 

@@ -8,7 +8,7 @@ Invariant: nothing gets past `BatchCodec.decode` that `check_key` or the value l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -16,18 +16,16 @@ import msgspec
 from keyva.errors import InvalidArgumentError
 from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX
 
-__all__ = ["Batch", "BatchCodec", "Puts", "check_key", "check_keys", "check_value", "encode_batch", "make_batch", "show_key"]
+__all__ = ["Batch", "BatchCodec", "Puts", "Text", "check_key", "check_keys", "check_value", "encode_batch", "make_batch", "show_key"]
 
 Batch = dict[bytes, bytes | None]
 """Key to value; None deletes."""
 
-Puts = (
-    Mapping[bytes, bytes | str]
-    | Mapping[str, bytes | str]
-    | Mapping[bytes | str, bytes | str]  # a mapping's key type is invariant
-    | Iterable[tuple[bytes | str, bytes | str]]
-)
-"""What ``put_many`` takes."""
+Text = bytes | str | bytearray | memoryview
+"""What keys and values may be; str becomes UTF-8."""
+
+Puts = Mapping[bytes, Text] | Mapping[str, Text] | Mapping[bytes | str, Text] | Iterable[tuple[Text, Text]]
+"""What ``put_many`` takes. (Mappings are named one by one, for a mapping's key type is invariant.)"""
 
 _SHOWN = 40
 _BYTES_ONLY = {bytes}
@@ -43,7 +41,7 @@ def show_key(key: object) -> str:
     return text if len(text) <= 4 * _SHOWN else text[: 4 * _SHOWN] + "..."
 
 
-def check_key(key: bytes | str) -> bytes:
+def check_key(key: Text) -> bytes:
     """Return ``key`` as bytes (str becomes UTF-8); raises TypeError or `InvalidArgumentError`. Costs about 0.1 us."""
     if type(key) is not bytes:
         if isinstance(key, str):
@@ -62,7 +60,7 @@ def check_key(key: bytes | str) -> bytes:
     return key
 
 
-def check_value(key: bytes, value: bytes | str, bytes_max: int) -> bytes:
+def check_value(key: bytes, value: Text, bytes_max: int) -> bytes:
     """Return ``value`` as bytes (str becomes UTF-8); raises TypeError or `InvalidArgumentError` naming the key."""
     if type(value) is not bytes:
         if isinstance(value, str):
@@ -79,7 +77,7 @@ def check_value(key: bytes, value: bytes | str, bytes_max: int) -> bytes:
     return value
 
 
-def check_keys(keys: Sequence[bytes | str], call: str) -> list[bytes]:
+def check_keys(keys: Iterable[Text], call: str) -> list[bytes]:
     """Return ``keys`` as `check_key` does; raises TypeError for a single key, which would be taken for a sequence of short ones."""
     if isinstance(keys, bytes | str | bytearray | memoryview):
         raise TypeError(f"{call} takes a sequence of keys, not one key")

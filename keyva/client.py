@@ -14,12 +14,12 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, cast
 
 import zmq
 
-from keyva.batch import Batch, check_key, check_value, encode_batch, make_batch
+from keyva.batch import Batch, Puts, Text, check_key, check_value, encode_batch, make_batch
 from keyva.channel import Channel, Curve
 from keyva.connections import Connections, Target
 from keyva.endpoints import real_directory, running_node
@@ -38,12 +38,6 @@ __all__ = ["Client", "WriteBatch", "connect", "node_processes", "open_directory"
 
 ROUND_TRIP_S = 15.0
 TIMEOUT_MAX_S = 86400.0 * 365
-
-Text = bytes | str | bytearray | memoryview
-"""What keys and values may be; str becomes UTF-8."""
-
-Entries = Mapping[bytes, Text] | Mapping[str, Text] | Mapping[bytes | str, Text] | Iterable[tuple[Text, Text]]
-"""Keys and their values. (Mappings are named one by one, for a mapping's key type is invariant.)"""
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _left_to_parent: list[Connections] = []
@@ -184,7 +178,7 @@ class Client:
         live = self._live
         if live is None:
             live = self._connections()
-        return live.reads.get(cast("bytes", key), default)
+        return live.reads.get(key, default)
 
     def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
         """Return the values of ``keys`` in their order, None for those that are absent.
@@ -192,19 +186,19 @@ class Client:
         A client of `open` reads them all at one moment. One of `connect` asks for many of them in parts (100,000 keys, 4 MiB of keys or
         16 MiB of values), each at a moment of its own; `snapshot().get_many` stays at one.
         """
-        return self._reads().get_many(_list_of(keys, "get_many"))
+        return self._reads().get_many(keys)
 
     def get_typed(self, key: Text) -> Typed | None:
         """Return the value of ``key`` with the content type it was put with (None: none), or None when it is absent."""
-        return self._reads().get_typed(cast("bytes", key))
+        return self._reads().get_typed(key)
 
     def content_types(self, keys: Iterable[Text]) -> list[str | None]:
         """Return the content types of ``keys`` in their order, None for those that have none; in parts, as `get_many`."""
-        return self._reads().content_types(_list_of(keys, "content_types"))
+        return self._reads().content_types(keys)
 
     def exists(self, key: Text) -> bool:
         """Say whether ``key`` has a value."""
-        return self._reads().get(cast("bytes", key)) is not None
+        return self._reads().get(key) is not None
 
     def snapshot(self) -> Snapshot | RemoteSnapshot:
         """Return this moment of the store, with the same read calls. Close it when done; it keeps files and memory."""
@@ -227,11 +221,11 @@ class Client:
         Gives (key, value), or one of them, as ``include_*`` say. Arguments are plyvel's.
         """
         return self._reads().iterator(
-            cast("bytes | None", start),
-            cast("bytes | None", stop),
+            start,
+            stop,
             include_start=include_start,
             include_stop=include_stop,
-            prefix=cast("bytes | None", prefix),
+            prefix=prefix,
             reverse=reverse,
             include_key=include_key,
             include_value=include_value,
@@ -258,22 +252,22 @@ class Client:
         ``content_type`` is kept with the value (see `get_typed`) until the key is written again or deleted. ``expect`` maps keys to
         what they must be for the write to be made, else `ConditionFailedError`: None for absent, or what `get_typed` gave.
         """
-        name = check_key(cast("bytes", key))
-        entries: Batch = {name: check_value(name, cast("bytes", value), self._value_bytes_max())}
+        name = check_key(key)
+        entries: Batch = {name: check_value(name, value, self._value_bytes_max())}
         if content_type is None and expect is None:
             self._write(encode_batch(entries), sync)
         else:
             self._send_one(update_of(entries, {} if content_type is None else {name: content_type}, expect), sync)
 
-    def put_many(self, entries: Entries, *, sync: bool | None = None) -> None:
+    def put_many(self, entries: Puts, *, sync: bool | None = None) -> None:
         """Set several keys as one atomic batch (at most ``max_batch_size`` bytes)."""
-        batch = make_batch(cast("Any", entries), self._value_bytes_max())
+        batch = make_batch(entries, self._value_bytes_max())
         if batch:
             self._write(encode_batch(batch), sync)
 
     def delete(self, key: Text, *, sync: bool | None = None, expect: Expected | None = None) -> None:
         """Remove ``key``; removing an absent key is no error. ``expect``: see `put`."""
-        name = check_key(cast("bytes", key))
+        name = check_key(key)
         if expect is None:
             self._write(encode_batch({name: None}), sync)
         else:
@@ -284,7 +278,7 @@ class Client:
 
         A counter is decimal text of a signed 64-bit integer. Raises `NotACounterError` or `CounterOverflowError`.
         """
-        return int(self._send_one(increment_of(cast("bytes", key), by), sync))
+        return int(self._send_one(increment_of(key, by), sync))
 
     def sequence_next(self, name: bytes | str, *, sync: bool | None = None) -> int:
         """Return the next number of the sequence ``name``: 0, 1, 2 and so on, each exactly once over all clients and crashes.
@@ -354,7 +348,7 @@ class Client:
         Others may write meanwhile; what they write need not be compacted.
         """
         live = self._connections()
-        bounds = [None if key is None else check_key(cast("bytes", key)) for key in (start, stop)]
+        bounds = [None if key is None else check_key(key) for key in (start, stop)]
         live.ask(live.writer, "compact", encode(bounds))
 
     def stats(self) -> dict[str, Any]:
@@ -399,12 +393,6 @@ class Client:
             _left_to_parent.append(self._live)  # closing them here would talk over the parent's sockets
             self._live = None
             self.__dict__.pop("get", None)
-
-
-def _list_of(keys: Iterable[Text], call: str) -> list[bytes | str]:
-    if isinstance(keys, Text):
-        raise TypeError(f"{call} takes a sequence of keys, not one key")
-    return cast("list[bytes | str]", list(keys))
 
 
 def _flags(sync: bool | None) -> int:

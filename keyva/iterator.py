@@ -16,7 +16,7 @@ from collections.abc import Iterator as Iterable_
 from itertools import chain
 from typing import Any
 
-from keyva.batch import check_key, show_key
+from keyva.batch import Text, check_key, show_key
 from keyva.errors import ClosedError, InvalidArgumentError
 from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX
 
@@ -39,7 +39,7 @@ def prefix_end(prefix: bytes) -> bytes:
 
 
 def range_bounds(
-    start: bytes | str | None, stop: bytes | str | None, include_start: bool, include_stop: bool, prefix: bytes | str | None
+    start: Text | None, stop: Text | None, include_start: bool, include_stop: bool, prefix: Text | None
 ) -> tuple[bytes, bytes]:
     """Turn plyvel's range arguments into [low, high).
 
@@ -201,7 +201,7 @@ class Iterator:
             return self._gap
         return self._keys[-1] if self._reverse else self._keys[-1] + b"\0"
 
-    def seek(self, target: bytes | str) -> None:
+    def seek(self, target: Text) -> None:
         """Move to the gap just below ``target``, so that `next` gives it or the first above (the first below, reversed)."""
         self._check_open()
         key = check_key(target)

@@ -7,11 +7,11 @@ atomic together: `WriteBatch` is for that.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, cast
 
-from keyva.batch import Puts, check_key, check_keys, check_value, make_batch
+from keyva.batch import Puts, Text, check_key, check_keys, check_value, make_batch
 from keyva.errors import ConditionFailedError, InvalidArgumentError, KeyvaError, UnavailableError
 from keyva.writebatch import WriteBatch
 from keyva.writes import Entry, Expected, Message, Write, increment_of, messages_of, sequence_of, update_of, write_of
@@ -34,7 +34,7 @@ class _Client(Protocol):
 
     def _send(self, message: Message, sync: bool | None) -> list[Any]: ...
 
-    def get_many(self, keys: Sequence[bytes | str]) -> list[bytes | None]: ...
+    def get_many(self, keys: Iterable[Text]) -> list[bytes | None]: ...
 
 
 class Read:
@@ -98,7 +98,7 @@ class Pipeline:
         self._calls.append(call)
         return self
 
-    def put(self, key: bytes | str, value: bytes | str, *, content_type: str | None = None, expect: Expected | None = None) -> Pipeline:
+    def put(self, key: Text, value: Text, *, content_type: str | None = None, expect: Expected | None = None) -> Pipeline:
         """Add `Client.put`; its result is None."""
         key = check_key(key)
         value = check_value(key, value, self._value_bytes_max)
@@ -114,7 +114,7 @@ class Pipeline:
         batch = make_batch(entries, self._value_bytes_max)
         return self._add(write_of(batch)) if batch else self
 
-    def delete(self, key: bytes | str, *, expect: Expected | None = None) -> Pipeline:
+    def delete(self, key: Text, *, expect: Expected | None = None) -> Pipeline:
         """Add `Client.delete`; its result is None."""
         key = check_key(key)
         if expect is None and len(self._calls) < CALLS_MAX:
@@ -128,23 +128,23 @@ class Pipeline:
             self._add(update_of(dict(batch._entries), dict(batch._types), expect))
         return self
 
-    def increment(self, key: bytes | str, by: int = 1) -> Pipeline:
+    def increment(self, key: Text, by: int = 1) -> Pipeline:
         """Add `Client.increment`; its result is the new value."""
         return self._add(increment_of(key, by))
 
-    def sequence_next(self, name: bytes | str) -> Pipeline:
+    def sequence_next(self, name: Text) -> Pipeline:
         """Add `Client.sequence_next`; its result is the number."""
         return self._add(sequence_of(name, False))
 
-    def get(self, key: bytes | str, default: Any = None) -> Pipeline:
+    def get(self, key: Text, default: Any = None) -> Pipeline:
         """Add `Client.get`; its result is the value or ``default``, as of after the writes before it in the pipeline."""
         return self._add(Read([check_key(key)], lambda values: default if values[0] is None else values[0]))
 
-    def get_many(self, keys: Sequence[bytes | str]) -> Pipeline:
+    def get_many(self, keys: Iterable[Text]) -> Pipeline:
         """Add `Client.get_many`; its result is the list."""
         return self._add(Read(check_keys(keys, "get_many"), list))
 
-    def exists(self, key: bytes | str) -> Pipeline:
+    def exists(self, key: Text) -> Pipeline:
         """Add `Client.exists`; its result is whether there is a value."""
         return self._add(Read([check_key(key)], lambda values: values[0] is not None))
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from keyva.batch import check_key
+from keyva.batch import Text, check_key, check_keys
 from keyva.errors import ClosedError, ProtocolError, SnapshotLostError, UnavailableError
 from keyva.iterator import Entries, Fetch, Iterator, range_bounds
 from keyva.options import KEY_BYTES_MAX
@@ -29,12 +29,6 @@ Call = Callable[[str, str, bytes, float | None], bytes]
 """(endpoint, op, body, timeout_s) -> answer's body; raises the answered error or `UnavailableError`. None: the client's own time-out."""
 
 
-def _checked(keys: Iterable[bytes | str], call: str) -> list[bytes]:
-    if isinstance(keys, bytes | str):
-        raise TypeError(f"{call} takes a sequence of keys, not one key")
-    return [check_key(key) for key in keys]
-
-
 class _RemoteReader:
     """The read calls over one way of asking. ``_snapshot`` is 0 for "now"; a request has about ``_bytes_max`` bytes of keys at most."""
 
@@ -44,18 +38,18 @@ class _RemoteReader:
     def _ask(self, op: str, body: object) -> Any:
         raise NotImplementedError
 
-    def get(self, key: bytes | str, default: Any = None) -> Any:
+    def get(self, key: Text, default: Any = None) -> Any:
         """Return the value of ``key``, or ``default``."""
         value = self._ask("get", [self._snapshot, check_key(key)])
         return default if value is None else value
 
-    def get_many(self, keys: Sequence[bytes | str]) -> list[bytes | None]:
+    def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
         """Return the values of ``keys`` in their order, None for those that are absent.
 
         Costs a round trip per 100,000 keys, 4 MiB of keys or 16 MiB of values. Each of these parts is of a moment of its own, but for a
         snapshot's.
         """
-        return self._ask_many("get_many", _checked(keys, "get_many"))
+        return self._ask_many("get_many", check_keys(keys, "get_many"))
 
     def _ask_many(self, op: str, keys: list[bytes]) -> list[Any]:
         results: list[Any] = []
@@ -77,27 +71,27 @@ class _RemoteReader:
         sizes = list(itertools.accumulate(len(key) + _KEY_HEADER_BYTES for key in keys))
         return keys[: max(1, bisect.bisect_right(sizes, self._bytes_max))]
 
-    def get_typed(self, key: bytes | str) -> Typed | None:
+    def get_typed(self, key: Text) -> Typed | None:
         """Return value and content type of ``key`` at one moment, None when it is absent."""
         found = self._ask("get_typed", [self._snapshot, check_key(key)])
         return None if found is None else Typed(*found)
 
-    def content_types(self, keys: Sequence[bytes | str]) -> list[str | None]:
+    def content_types(self, keys: Iterable[Text]) -> list[str | None]:
         """Return the content types of ``keys`` in their order, None where there is none."""
-        return self._ask_many("content_types", _checked(keys, "content_types"))
+        return self._ask_many("content_types", check_keys(keys, "content_types"))
 
-    def exists(self, key: bytes | str) -> bool:
+    def exists(self, key: Text) -> bool:
         """Say whether ``key`` has a value."""
         return self.get(key) is not None
 
     def iterator(
         self,
-        start: bytes | str | None = None,
-        stop: bytes | str | None = None,
+        start: Text | None = None,
+        stop: Text | None = None,
         *,
         include_start: bool = True,
         include_stop: bool = False,
-        prefix: bytes | str | None = None,
+        prefix: Text | None = None,
         reverse: bool = False,
         include_key: bool = True,
         include_value: bool = True,

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from keyva.batch import check_key, show_key
+from keyva.batch import Text, check_key, show_key
 from keyva.errors import InvalidArgumentError
 from keyva.options import KEY_BYTES_MAX, RESERVED_PREFIX
 
@@ -87,12 +87,12 @@ def check_type_key(key: bytes) -> bytes:
     return TYPE_PREFIX + key
 
 
-def sequence_key(name: bytes | str) -> bytes:
+def sequence_key(name: Text) -> bytes:
     """Return the key under which the next number of the sequence ``name`` lies; raises like `check_sequence`."""
     return SEQUENCE_PREFIX + check_sequence(name)
 
 
-def check_sequence(name: bytes | str) -> bytes:
+def check_sequence(name: Text) -> bytes:
     """Return the name of a sequence as bytes; raises like `check_key`, but FF FF may begin it, for it is no key."""
     if not isinstance(name, bytes) or name[:2] != RESERVED_PREFIX:
         name = check_key(name)

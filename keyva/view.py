@@ -16,12 +16,12 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from collections.abc import Iterator as Iterable_
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from keyva.batch import Batch, check_key, decode_trusted
+from keyva.batch import Batch, Text, check_key, check_keys, decode_trusted
 from keyva.cache import BlockCache
 from keyva.errors import ClosedError, CorruptionError, StoreError, UnavailableError
 from keyva.files import FILES, Files
@@ -77,16 +77,16 @@ class Reads:
         """Bring `_state` up to date."""
         raise NotImplementedError
 
-    def get(self, key: bytes | str, default: Any = None) -> Any:
+    def get(self, key: Text, default: Any = None) -> Any:
         """Return the value of ``key``, or ``default``."""
         key = check_key(key)
         self._refresh()
         value = lookup(self._state, key)
         return default if value is None else value
 
-    def get_many(self, keys: Sequence[bytes | str]) -> list[bytes | None]:
+    def get_many(self, keys: Iterable[Text]) -> list[bytes | None]:
         """Return the values of ``keys`` in their order, None for those that are absent."""
-        return self._lookup_many(_checked(keys))
+        return self._lookup_many(check_keys(keys, "get_many"))
 
     def _lookup_many(self, keys: list[bytes]) -> list[bytes | None]:
         """Look keys up; in key order, so that each block is decoded once."""
@@ -103,7 +103,7 @@ class Reads:
         found |= version.find_many(sorted(rest))
         return list(map(found.get, keys))
 
-    def get_typed(self, key: bytes | str) -> Typed | None:
+    def get_typed(self, key: Text) -> Typed | None:
         """Return value and content type of ``key`` at one moment, None when it is absent."""
         key = check_key(key)
         kind_key = type_key(key)
@@ -114,11 +114,11 @@ class Reads:
         value = _below(version, key, value)
         return None if value is None else Typed(value, _text(_below(version, kind_key, kind)))
 
-    def content_types(self, keys: Sequence[bytes | str]) -> list[str | None]:
+    def content_types(self, keys: Iterable[Text]) -> list[str | None]:
         """Return the content types of ``keys`` in their order, None where there is none."""
-        return list(map(_text, self._lookup_many(list(map(type_key, _checked(keys))))))
+        return list(map(_text, self._lookup_many(list(map(type_key, check_keys(keys, "content_types"))))))
 
-    def exists(self, key: bytes | str) -> bool:
+    def exists(self, key: Text) -> bool:
         """Say whether ``key`` has a value."""
         return self.get(key) is not None
 
@@ -128,12 +128,12 @@ class Reads:
 
     def iterator(
         self,
-        start: bytes | str | None = None,
-        stop: bytes | str | None = None,
+        start: Text | None = None,
+        stop: Text | None = None,
         *,
         include_start: bool = True,
         include_stop: bool = False,
-        prefix: bytes | str | None = None,
+        prefix: Text | None = None,
         reverse: bool = False,
         include_key: bool = True,
         include_value: bool = True,
@@ -150,12 +150,6 @@ class Reads:
             include_value=include_value,
             on_close=snapshot.close,
         )
-
-
-def _checked(keys: Sequence[bytes | str]) -> list[bytes]:
-    if isinstance(keys, bytes | bytearray | memoryview | str):
-        raise TypeError("this takes a sequence of keys, not one key")
-    return [check_key(key) for key in keys]
 
 
 def _text(content_type: bytes | None) -> str | None:
@@ -245,7 +239,7 @@ class View(Reads):
             self.close()
             raise
 
-    def get(self, key: bytes | str, default: Any = None) -> Any:
+    def get(self, key: Text, default: Any = None) -> Any:
         """Return the value of ``key``, or ``default``. Hot: 0.15 us from memory, 0.35 us when absent, else a block has to be searched."""
         if self._words[2] != self._applied:
             self._catch_up()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Protocol
 
-from keyva.batch import Batch, check_key, check_value
+from keyva.batch import Batch, Text, check_key, check_value
 from keyva.reserved import check_content_type, check_type_key
 
 __all__ = ["WriteBatch"]
@@ -33,7 +33,7 @@ class WriteBatch:
         self._entries: Batch = {}
         self._types: dict[bytes, str] = {}
 
-    def put(self, key: bytes | str, value: bytes | str, *, content_type: str | None = None) -> None:
+    def put(self, key: Text, value: Text, *, content_type: str | None = None) -> None:
         """Add a put, with the content type it is to have (see `Client.put`); arguments are checked now."""
         key = check_key(key)
         value = check_value(key, value, self._client._value_bytes_max())
@@ -44,7 +44,7 @@ class WriteBatch:
             self._types.pop(key, None)
         self._entries[key] = value
 
-    def delete(self, key: bytes | str) -> None:
+    def delete(self, key: Text) -> None:
         """Add a delete."""
         key = check_key(key)
         self._entries[key] = None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from keyva.batch import Batch, check_key, check_value
+from keyva.batch import Batch, Text, check_key, check_value
 from keyva.errors import CounterOverflowError, InvalidArgumentError
 from keyva.protocol import OK, decode_body, decode_error, encode
 from keyva.reserved import Condition, Typed, check_content_type, check_sequence, check_type_key, value_digest
@@ -105,7 +105,7 @@ def update_of(entries: Batch, types: Mapping[bytes, str], expect: Expected | Non
     return Write(None, "update", [entries, conditions, types], size + sum(len(condition.key) + 300 for condition in conditions))
 
 
-def _condition(key: bytes | str, expected: Any) -> Condition:
+def _condition(key: Text, expected: Any) -> Condition:
     key = check_key(key)
     if expected is None:
         return Condition(key, None)
@@ -115,7 +115,7 @@ def _condition(key: bytes | str, expected: Any) -> Condition:
     return Condition(key, value_digest(value), expected.content_type)
 
 
-def increment_of(key: bytes | str, by: int) -> Write:
+def increment_of(key: Text, by: int) -> Write:
     """Return the write of an increment; raises TypeError or `InvalidArgumentError`."""
     key = check_key(key)
     if isinstance(by, bool) or not isinstance(by, int):
@@ -125,7 +125,7 @@ def increment_of(key: bytes | str, by: int) -> Write:
     return Write(None, "increment", [key, by], len(key) + 32, True)
 
 
-def sequence_of(name: bytes | str, reset: bool) -> Write:
+def sequence_of(name: Text, reset: bool) -> Write:
     """Return the write that takes a sequence's next number or resets it; raises TypeError or `InvalidArgumentError`."""
     name = check_sequence(name)
     return Write(None, "sequence", [name, reset], len(name) + 32, True)
