@@ -155,7 +155,14 @@ class Page:
         return str(self.script("return document.querySelector(arguments[0])?.value ?? ''", selector))
 
     def wait(self, condition: Any, what: str) -> Any:
-        return eventually(condition, what)
+
+        def seen() -> Any:
+            try:
+                return condition()
+            except StaleElementReferenceException:  # the page has just put another element in its place: look again
+                return None
+
+        return eventually(seen, what)
 
     def wait_text(self, selector: str, part: str) -> None:
         self.wait(lambda: part in self.text(selector), f"{selector} says {part!r}, not {self.text(selector)!r}")
