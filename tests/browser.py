@@ -137,7 +137,11 @@ class Page:
             self.command("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=pressed, clickCount=int(button == "left"))
 
     def click(self, selector: str) -> None:
-        self.find(selector).click()
+        def press() -> bool:
+            self.find(selector).click()
+            return True
+
+        self.wait(press, f"{selector} is pressed")
 
     def fill(self, selector: str, text: str) -> None:
         """Replace what a field holds, as typing does."""
